@@ -1,0 +1,201 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// routeName is what a route may be called: a DNS label.
+const routeName = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`
+
+// editable checks what every edit of a route needs, and returns the revision that it was made against.
+func (a *API) editable(r *request) (string, error) {
+	if a.o.Editor == nil || a.o.Control == nil {
+		return "", missing("editing")
+	}
+	if ok, _ := regexp.MatchString(routeName, r.arg); !ok {
+		return "", problem(http.StatusBadRequest, "not a name: "+clip(r.arg)+"; a route is called by lower-case letters, digits and dashes, 63 at most")
+	}
+	match, err := matched(r)
+	if err != nil {
+		return "", err
+	}
+	// Asked here to name the place; the editor asks again when it is the edit's turn.
+	if p, _ := a.o.Control.Plan(); p != nil {
+		if held := route(p, r.arg); held != nil && held.Source == plan.FromFile {
+			return "", HeldByFile("route", r.arg, p.Where["route/"+r.arg])
+		}
+	}
+	return match, nil
+}
+
+func route(p *plan.Plan, name string) *plan.Route {
+	for _, r := range p.Routes {
+		if r.Name == name {
+			return r
+		}
+	}
+	return nil
+}
+
+// HeldByFile is the answer to an edit of what a file holds: 409 with the place.
+func HeldByFile(kind, name string, at plan.Pos) *Problem {
+	where := "a file"
+	if at.File != "" {
+		where = at.File + ":" + strconv.Itoa(at.Line)
+	}
+	return &Problem{
+		Type: InFile, Title: "Held by a file", Status: http.StatusConflict,
+		Detail: kind + " " + name + " is written in " + where + "; change it there and reload",
+		Errors: []Finding{{
+			File: at.File, Line: at.Line, Col: at.Col, Path: kind + "s", Message: kind + " " + name + " is written in this file",
+			Remedy: "change the file and reload, or choose another name",
+		}},
+	}
+}
+
+func (a *API) putRoute(w http.ResponseWriter, r *request) error {
+	match, err := a.editable(r)
+	if err != nil {
+		return err
+	}
+	text, err := body(r)
+	if err != nil {
+		return err
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		return problem(http.StatusBadRequest, "the body is empty; send the route as configuration writes it")
+	}
+	c, err := a.o.Editor.PutRoute(r.Context(), r.arg, text, match)
+	return changed(w, c, err)
+}
+
+func (a *API) deleteRoute(w http.ResponseWriter, r *request) error {
+	match, err := a.editable(r)
+	if err != nil {
+		return err
+	}
+	if p, _ := a.o.Control.Plan(); p != nil && route(p, r.arg) == nil {
+		return problem(http.StatusNotFound, "there is no route "+r.arg)
+	}
+	c, err := a.o.Editor.DeleteRoute(r.Context(), r.arg, match)
+	return changed(w, c, err)
+}
+
+func (a *API) putConfig(w http.ResponseWriter, r *request) error {
+	if a.o.Editor == nil {
+		return missing("editing")
+	}
+	match, err := matched(r)
+	if err != nil {
+		return err
+	}
+	text, err := body(r)
+	if err != nil {
+		return err
+	}
+	c, err := a.o.Editor.PutConfig(r.Context(), text, match)
+	return changed(w, c, err)
+}
+
+// changed answers with what an edit or a reload came to.
+func changed(w http.ResponseWriter, c *Change, err error) error {
+	if err != nil {
+		return err
+	}
+	c.Changes = solid(c.Changes)
+	w.Header().Set("ETag", etag(c.Revision))
+	return reply(w, http.StatusOK, c)
+}
+
+func (a *API) check(w http.ResponseWriter, r *request) error {
+	if a.o.Configs == nil {
+		return missing("check")
+	}
+	text, err := body(r)
+	if err != nil {
+		return err
+	}
+	c, err := a.o.Configs.Check(r.Context(), text)
+	return changed(w, c, err)
+}
+
+// asked are the members of the body of POST /v1/reload, which may be left out or stand in the query instead.
+type asked struct {
+	DryRun  bool `json:"dry_run"`
+	Confirm any  `json:"confirm"` // "2m" or seconds
+}
+
+func (a *API) reload(w http.ResponseWriter, r *request) error {
+	if a.o.Control == nil {
+		return missing("reload")
+	}
+	o, err := reloadOptions(r)
+	if err != nil {
+		return err
+	}
+	c, err := a.o.Control.Reload(r.Context(), o)
+	return changed(w, c, err)
+}
+
+func reloadOptions(r *request) (o ReloadOptions, err error) {
+	var in asked
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	var big *http.MaxBytesError
+	switch err := d.Decode(&in); {
+	case errors.As(err, &big):
+		return o, err
+	case err != nil && !errors.Is(err, io.EOF):
+		return o, problem(http.StatusBadRequest, `the body is not {"dry_run": bool, "confirm": "2m"}: `+clip(err.Error()))
+	}
+	o.DryRun = in.DryRun
+	q := r.URL.Query()
+	if v := q.Get("dry_run"); v != "" {
+		if o.DryRun, err = strconv.ParseBool(v); err != nil {
+			return o, problem(http.StatusBadRequest, "dry_run is true or false, not "+clip(v))
+		}
+	}
+	text := q.Get("confirm")
+	switch v := in.Confirm.(type) {
+	case string:
+		text = v
+	case float64:
+		text = strconv.FormatFloat(v, 'f', -1, 64)
+	case nil:
+	default:
+		return o, problem(http.StatusBadRequest, `confirm is a duration: "2m" or a number of seconds`)
+	}
+	if text != "" {
+		o.Confirm, err = seconds(text)
+	}
+	return o, err
+}
+
+func (a *API) confirm(w http.ResponseWriter, r *request) error {
+	if a.o.Control == nil {
+		return missing("confirm")
+	}
+	if err := a.o.Control.Confirm(r.Context()); err != nil {
+		return err
+	}
+	_, revision := a.o.Control.Plan()
+	return reply(w, http.StatusOK, Confirmed{Revision: revision})
+}
+
+func (a *API) stop(w http.ResponseWriter, _ *request) error {
+	if a.o.Stop == nil {
+		return missing("stop")
+	}
+	a.o.Log.Info("stop asked for on the admin socket")
+	a.o.Stop()
+	return reply(w, http.StatusAccepted, Stopping{PID: os.Getpid(), State: "draining"})
+}
