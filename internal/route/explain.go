@@ -1,0 +1,182 @@
+package route
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// A Step is one candidate of a lookup, in the order of precedence.
+type Step struct {
+	Rule    *Rule
+	Matched bool   // this rule is the answer
+	Reason  string // why it is not
+}
+
+// ExplainRequest answers a request the way Request does, and says of every other rule of the port why it was not it.
+func (p *Port) ExplainRequest(q *Request) []Step {
+	rule, verdict := p.Request(q)
+	b := p.builder()
+	var out []Step
+	for _, m := range p.candidates(b, false) {
+		s := Step{Rule: &m[0].rule.Rule}
+		switch reason := p.whyNotRequest(q, m); {
+		case verdict == Ambiguous:
+			s.Reason = "the path can be read in ways that fall under different rules, so the request is refused"
+			if reason != "" {
+				s.Reason = reason
+			}
+		case s.Rule == rule:
+			s.Matched = true
+		case reason != "":
+			s.Reason = reason
+		case verdict == NoRoute:
+			s.Reason = "its host has TLS routes on this port, which are not bypassed by name"
+		default:
+			s.Reason = "would match, but comes after " + rule.Route.Name
+		}
+		out = append(out, s)
+	}
+	return append(out, p.unseen(false)...)
+}
+
+// ExplainConn answers a connection the way Conn does, and says of every other rule of the port why it was not it.
+func (p *Port) ExplainConn(q *ConnQuery) []Step {
+	rule := p.Conn(q)
+	b := p.builder()
+	var out []Step
+	for _, m := range p.candidates(b, true) {
+		s := Step{Rule: &m[0].rule.Rule}
+		switch reason := whyNotConn(q, m); {
+		case s.Rule == rule:
+			s.Matched = true
+		case reason != "":
+			s.Reason = reason
+		default:
+			s.Reason = "would match, but comes after " + rule.Route.Name
+		}
+		out = append(out, s)
+	}
+	return append(out, p.unseen(true)...)
+}
+
+func (p *Port) builder() *builder { return &builder{table: p.table} }
+
+// candidates lists the spots of each rule of a stage, rules in the order of their best spot.
+func (p *Port) candidates(b *builder, conn bool) [][]spot {
+	var out [][]spot
+	at := map[*rule]int{}
+	for _, s := range b.sorted(p.members, conn) {
+		i, ok := at[s.rule]
+		if !ok {
+			i = len(out)
+			at[s.rule] = i
+			out = append(out, nil)
+		}
+		out[i] = append(out[i], s)
+	}
+	return out
+}
+
+// unseen lists the rules of the port that belong to the other stage.
+func (p *Port) unseen(conn bool) []Step {
+	var out []Step
+	for _, m := range p.members {
+		r := &p.table.rules[m.rule]
+		switch {
+		case conn && r.takes == 0:
+			out = append(out, Step{Rule: &r.Rule, Reason: "is for plain requests"})
+		case !conn && !r.requests && r.Route.TLS != nil:
+			out = append(out, Step{Rule: &r.Rule, Reason: "is for clients that start TLS"})
+		case !conn && !r.requests:
+			out = append(out, Step{Rule: &r.Rule, Reason: "is a tunnel for " + strings.Join(r.takes.Names(), ", ")})
+		}
+	}
+	return out
+}
+
+func whyNotConn(q *ConnQuery, spots []spot) string {
+	r := spots[0].rule
+	host := normalise(nil, q.Name)
+	if !takesHost(r, host) {
+		return hostReason(r, q.Name)
+	}
+	switch r.connFault(q, plainAddr(q.Client)) {
+	case faultKind:
+		return fmt.Sprintf("takes %s, and this is %s", strings.Join(r.takes.Names(), ", "), q.Kind)
+	case faultNoName:
+		return "forwards by name, and the hello has none"
+	case faultALPN:
+		return fmt.Sprintf("wants ALPN for %s, and the hello offers %v", strings.Join(r.alpn.Names(), ", "), q.ALPN)
+	case faultClient:
+		return clientReason(r, q.Client)
+	}
+	return ""
+}
+
+func (p *Port) whyNotRequest(q *Request, spots []spot) string {
+	r := spots[0].rule
+	host := normalise(nil, q.Host)
+	if !takesHost(r, host) {
+		return hostReason(r, string(q.Host))
+	}
+	if path := pathOf(q.Target); !p.takesPath(spots, path) {
+		return fmt.Sprintf("path %q is not under %s", path, strings.Join(r.Route.Match.Paths, ", "))
+	}
+	switch f, at := r.requestFault(q, plainAddr(q.Client), p.scratch); f {
+	case faultProtocol:
+		return fmt.Sprintf("wants %s, and this is %s", strings.Join(r.protocols.Names(), ", "), strings.Join(q.Protocols.Names(), ", "))
+	case faultMethod:
+		return fmt.Sprintf("method %s is not among %s", q.Method, strings.Join(r.Route.Match.Methods, ", "))
+	case faultClient:
+		return clientReason(r, q.Client)
+	case faultHeader:
+		return "header " + r.headers[at].String() + " does not hold"
+	case faultQuery:
+		return "query parameter " + r.query[at].String() + " does not hold"
+	case faultClaim:
+		return "our own handler " + r.Route.Action.(plan.Internal).Name + " does not know this request"
+	}
+	return ""
+}
+
+func takesHost(r *rule, host []byte) bool {
+	for _, h := range r.hosts {
+		var set names
+		set.add(h)
+		if h.class == anyHost || set.has(host) {
+			return true
+		}
+	}
+	return false
+}
+
+// takesPath reports whether any spot takes the path under any reading.
+func (p *Port) takesPath(spots []spot, path []byte) bool {
+	free := rule{parts: &parts{}}
+	free.Route = &plan.Route{}
+	var x index
+	for _, s := range spots {
+		x.add(hostPattern{class: anyHost}, s.path, entry{0, &free})
+	}
+	x.link(func() {})
+	w := walk{q: &Request{}, scratch: p.scratch, best: noRank}
+	return !w.readings(x.any, path) || w.hit != nil
+}
+
+func hostReason(r *rule, host string) string {
+	if host == "" {
+		return "wants a host among " + strings.Join(r.Route.Match.Domains, ", ") + ", and none was named"
+	}
+	return fmt.Sprintf("host %q is not among %s", host, strings.Join(r.Route.Match.Domains, ", "))
+}
+
+func clientReason(r *rule, client netip.Addr) string {
+	list := make([]string, len(r.clients))
+	for i, c := range r.clients {
+		list[i] = c.String()
+	}
+	return fmt.Sprintf("client %s is not among %s", client, strings.Join(list, ", "))
+}
