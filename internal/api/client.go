@@ -56,7 +56,7 @@ func NewClient(socket string) *Client {
 			}
 			return conn, nil
 		},
-		MaxIdleConns: 2, IdleConnTimeout: 10 * time.Second,
+		MaxIdleConns: 2, IdleConnTimeout: 10 * time.Second, ResponseHeaderTimeout: time.Minute,
 	}
 	return c
 }

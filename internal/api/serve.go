@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -27,8 +28,9 @@ type serving struct {
 	closed  bool
 }
 
-// Serve answers on l until Close, then returns nil; the listener is closed by then. Several listeners may be served at
-// once. At most 128 connections of each are open; more wait in the kernel's queue.
+// Serve answers on l until Close, or until its owner closes l, then returns nil; the listener is closed by then, and
+// answers under way were finished. Several listeners may be served at once. At most 128 connections of each are open;
+// more wait in the kernel's queue.
 func (a *API) Serve(l net.Listener, kind Kind) error {
 	srv := &http.Server{
 		Handler: a.Handler(kind), ConnContext: ConnContext, MaxHeaderBytes: maxHeader,
@@ -42,10 +44,27 @@ func (a *API) Serve(l net.Listener, kind Kind) error {
 	}
 	a.serving.servers = append(a.serving.servers, srv)
 	a.serving.mu.Unlock()
-	if err := srv.Serve(newBounded(l, maxConns)); !errors.Is(err, http.ErrServerClosed) {
-		return err
+	err := srv.Serve(newBounded(l, maxConns))
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil // Close waits for what is under way
 	}
-	return nil
+	a.retire(srv)
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// retire ends a server whose listener is gone.
+func (a *API) retire(srv *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), headerWithin)
+	defer cancel()
+	if srv.Shutdown(ctx) != nil {
+		_ = srv.Close()
+	}
+	a.serving.mu.Lock()
+	defer a.serving.mu.Unlock()
+	a.serving.servers = slices.DeleteFunc(a.serving.servers, func(s *http.Server) bool { return s == srv })
 }
 
 // Close stops listening, ends the event streams once they have said what happened so far, and waits until every other
@@ -54,7 +73,7 @@ func (a *API) Close(ctx context.Context) error {
 	a.end()
 	a.serving.mu.Lock()
 	a.serving.closed = true
-	servers := a.serving.servers
+	servers := slices.Clone(a.serving.servers)
 	a.serving.mu.Unlock()
 	var errs []error
 	for _, s := range servers {

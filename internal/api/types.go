@@ -204,8 +204,8 @@ type ExplainStep struct {
 // Change is what an edit or a reload did, or would do.
 type Change struct {
 	Revision  string     `json:"revision"`
-	Changes   []Item     `json:"changes"` // never null
-	Touched   int        `json:"connections_touched"`
+	Changes   []Item     `json:"changes"`             // never null
+	Touched   int        `json:"connections_touched"` // that it disturbs
 	Warnings  []Finding  `json:"warnings,omitempty"`
 	DryRun    bool       `json:"dry_run,omitempty"`
 	ConfirmBy *time.Time `json:"confirm_by,omitempty"`
@@ -213,9 +213,19 @@ type Change struct {
 
 // Item is one object that differs.
 type Item struct {
-	Kind   string `json:"kind"` // route, upstream, port or setting
+	Kind   string `json:"kind"` // port, route, upstream or settings
 	Name   string `json:"name"`
-	Change string `json:"change"` // added, removed or changed
+	Change string `json:"change"`           // added, removed or changed
+	Detail string `json:"detail,omitempty"` // the members that differ
+}
+
+// String is the difference in one line.
+func (i Item) String() string {
+	s := i.Kind + " " + i.Name + " " + i.Change
+	if i.Detail != "" {
+		s += ": " + i.Detail
+	}
+	return s
 }
 
 // ConfigView is what GET /v1/config answers: the files, the API's own layer (what PUT /v1/config replaces) and both

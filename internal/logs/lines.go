@@ -2,6 +2,7 @@ package logs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -182,6 +183,10 @@ func (l *Lines) Reopen() error {
 	}
 	l.outMu.Lock()
 	old := l.file
+	if old == nil {
+		l.outMu.Unlock()
+		return errors.Join(os.ErrClosed, f.Close())
+	}
 	l.file, l.out = f, f
 	l.outMu.Unlock()
 	return old.Close()
@@ -218,4 +223,15 @@ func (l *Lines) Wait(ctx context.Context) error {
 	f := l.file
 	l.file, l.out = nil, io.Discard
 	return f.Close()
+}
+
+// Discard closes the file of lines whose Run was never called; what was written to them is lost.
+func (l *Lines) Discard() {
+	l.Close()
+	l.outMu.Lock()
+	defer l.outMu.Unlock()
+	if l.file != nil {
+		_ = l.file.Close()
+		l.file, l.out = nil, io.Discard
+	}
 }

@@ -1,0 +1,74 @@
+package logs
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+)
+
+func TestRing_KeepsTheNewest(t *testing.T) {
+	r := NewRing[int](3)
+	if got := r.Last(5); len(got) != 0 {
+		t.Errorf("an empty ring holds %v", got)
+	}
+	for i := range 10 {
+		if n := r.Add(i * 10); n != uint64(i+1) {
+			t.Fatalf("entry %d got number %d", i, n)
+		}
+	}
+	for n, want := range map[int][]int{-1: {}, 0: {}, 2: {80, 90}, 3: {70, 80, 90}, 99: {70, 80, 90}} {
+		if got := r.Last(n); !slices.Equal(got, want) {
+			t.Errorf("Last(%d) = %v", n, got)
+		}
+	}
+}
+
+func TestRing_SlowFollowerMissesAndLearnsHowMany(t *testing.T) {
+	r := NewRing[string](2)
+	from := r.End()
+	for _, s := range []string{"a", "b", "c", "d"} {
+		r.Add(s)
+	}
+	v, n, err := r.Next(context.Background(), from)
+	if v != "c" || n-from != 2 || err != nil {
+		t.Errorf("%q, number %d, %v", v, n, err)
+	}
+}
+
+func TestRing_FollowersSeeEveryEntryInOrder(t *testing.T) {
+	r := NewRing[int](1000)
+	var wg sync.WaitGroup
+	for range 4 {
+		from := r.End()
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for want := range 1000 {
+				v, n, err := r.Next(context.Background(), from)
+				if v != want || err != nil {
+					t.Errorf("%d for %d, %v", v, want, err)
+					return
+				}
+				from = n + 1
+			}
+		}()
+	}
+	for i := range 1000 {
+		r.Add(i)
+	}
+	wg.Wait()
+}
+
+func TestRing_WaitEndsWithItsContext(t *testing.T) {
+	r := NewRing[int](1)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := r.Next(ctx, r.End()); err == nil {
+		t.Error("no error")
+	}
+	r.Add(7) // what is there is still given
+	if v, _, err := r.Next(ctx, 1); v != 7 || err != nil {
+		t.Error(v, err)
+	}
+}
