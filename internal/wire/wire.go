@@ -199,4 +199,8 @@ type ConnInfo struct {
 	TLS        *tls.ConnectionState // nil on plain connections
 	Since      time.Time
 	State      atomic.Uint32 // a ConnState
+
+	// Farewell, while set, is what ends this connection politely from another goroutine instead of a plain close: a
+	// WebSocket says 1001. Whoever upgrades the connection sets it and clears it.
+	Farewell atomic.Pointer[func()]
 }

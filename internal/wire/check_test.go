@@ -1,0 +1,3 @@
+package wire
+var _ Sink = (*BodyWriter)(nil)
+var _ Body = (*BodyReader)(nil)
