@@ -1,3 +1,4 @@
 package wire
+
 var _ Sink = (*BodyWriter)(nil)
 var _ Body = (*BodyReader)(nil)

@@ -262,3 +262,9 @@ func (w *BodyWriter) Reset(error) {
 	}
 	w.release()
 }
+
+// Ended reports whether the message was ended by Close or Reset, and Err why it can take no more, if it broke.
+func (w *BodyWriter) Ended() bool { return w.ended }
+
+// Err is the first error that ended the message early.
+func (w *BodyWriter) Err() error { return w.err }
