@@ -1,0 +1,219 @@
+package ports
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// A binder gets sockets for ports: from systemd, from a port that goes away, or from the kernel. It lives for one
+// change, or one round of the retry loop, and the right to change is held all the while.
+type binder struct {
+	ps      *Ports
+	leaving map[*socket]bool // their ports are not in the new plan: they may be taken over, and bound beside
+	used    map[*socket]bool // given to a port by this binder
+	opened  []*socket        // bound by this binder
+	live    map[numbered][]*socket
+	owners  map[*socket]string // who has a socket, for the error
+}
+
+type numbered struct {
+	network plan.Network
+	port    uint16
+}
+
+// binder starts from the sockets there are.
+func (ps *Ports) binder() *binder {
+	b := &binder{
+		ps: ps, leaving: make(map[*socket]bool), used: make(map[*socket]bool),
+		live: make(map[numbered][]*socket), owners: make(map[*socket]string),
+	}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.ports {
+		for _, s := range p.socks {
+			b.add(s, "port "+p.plan.Addr.String())
+		}
+	}
+	for _, o := range ps.own {
+		b.add(o.socket, o.source)
+	}
+	return b
+}
+
+func (b *binder) add(s *socket, owner string) {
+	k := numbered{s.addr.Network, s.addr.Port}
+	b.live[k] = append(b.live[k], s)
+	b.owners[s] = owner
+}
+
+// acquire gets what p wants, or the first address of its fallback list that is to be had.
+func (b *binder) acquire(p *plan.Port) (grip, *BindError) {
+	g, err := b.one(p.Addr, p)
+	if err == nil || b.ps.opt.Strict {
+		return g, err
+	}
+	for _, a := range p.Fallback {
+		if g, second := b.one(a, p); second == nil {
+			g.state, g.why = Fallback, err
+			return g, nil
+		}
+	}
+	return grip{}, err
+}
+
+// one gets the socket, or the sockets of that name, for one address.
+func (b *binder) one(a plan.Addr, p *plan.Port) (grip, *BindError) {
+	if socks := b.inherited(a); len(socks) > 0 {
+		return b.take(Activated, socks...), nil
+	}
+	if a.Name != "" {
+		return grip{}, b.noSuchName(a)
+	}
+	var beside []*socket
+	for _, s := range b.live[numbered{a.Network, a.Port}] {
+		switch {
+		case a.Port == 0 && a.Network == plan.TCP || !s.addr.Overlaps(a):
+		case !b.leaving[s] || b.used[s]:
+			return grip{}, &BindError{Proto: a.Network.String(), Addr: a, Kind: Own, owner: b.owners[s], Err: unix.EADDRINUSE}
+		case s.addr == a:
+			return b.take(stateOf(s), s), nil
+		default:
+			beside = append(beside, s)
+		}
+	}
+	if p.Policy.ReusePort {
+		if h := b.ps.foreign(a); h != nil {
+			return grip{}, &BindError{Proto: a.Network.String(), Addr: a, Kind: InUse, Holder: h, looked: true, Err: unix.EADDRINUSE}
+		}
+	}
+	s, err := bindBeside(a, beside, p.Policy.ReusePort)
+	if err != nil {
+		return grip{}, bindError(a, err)
+	}
+	b.opened = append(b.opened, s)
+	b.add(s, "port "+p.Addr.String())
+	return b.take(Bound, s), nil
+}
+
+func (b *binder) take(state State, socks ...*socket) grip {
+	for _, s := range socks {
+		b.used[s] = true
+	}
+	return grip{socks: socks, state: state}
+}
+
+func stateOf(s *socket) State {
+	if s.kept {
+		return Activated
+	}
+	return Bound
+}
+
+// inherited are the sockets of that name or address that were open when we started and that no port uses, or whose
+// port is leaving.
+func (b *binder) inherited(a plan.Addr) []*socket {
+	fits := func(s *socket) bool {
+		return !b.used[s] && (a.Name != "" && s.name == a.Name || a.Name == "" && s.addr == a)
+	}
+	b.ps.mu.Lock()
+	defer b.ps.mu.Unlock()
+	var out []*socket
+	for _, s := range b.ps.idle {
+		if fits(s) {
+			out = append(out, s)
+		}
+	}
+	for s := range b.leaving {
+		if s.name != "" && s.kept && fits(s) {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(x, y *socket) int { return x.addr.Compare(y.addr) })
+	return out
+}
+
+// noSuchName says which names there are.
+func (b *binder) noSuchName(a plan.Addr) *BindError {
+	b.ps.mu.Lock()
+	defer b.ps.mu.Unlock()
+	var have []string
+	for _, in := range b.ps.opt.Inherited {
+		have = append(have, in.Name)
+	}
+	slices.Sort(have)
+	return &BindError{
+		Proto: "tcp", Addr: a, Kind: NoAddress, final: true,
+		Err: fmt.Errorf("systemd passed no socket called %s (it passed %s)", a.Name, list(slices.Compact(have), "none")),
+	}
+}
+
+// bindBeside binds a while sockets of ours that overlap it still listen. SO_REUSEPORT is on, on both sides, for this
+// moment alone: the kernel wants it at bind and at listen, and later lets both be without.
+func bindBeside(a plan.Addr, beside []*socket, keep bool) (*socket, error) {
+	for i, s := range beside {
+		if err := s.setReusePort(true); err != nil {
+			restore(beside[:i])
+			return nil, err
+		}
+	}
+	defer restore(beside)
+	s, err := bind(a, keep || len(beside) > 0)
+	if err != nil {
+		return nil, err
+	}
+	if len(beside) > 0 && !keep {
+		if err := s.setReusePort(false); err != nil {
+			s.stop(false)
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// restore gives sockets the SO_REUSEPORT that their ports want.
+func restore(socks []*socket) {
+	for _, s := range socks {
+		l := s.as.Load()
+		s.setReusePort(l != nil && l.Plan != nil && l.Plan.Policy.ReusePort)
+	}
+}
+
+// start makes the sockets that this binder gave to ports accept; Ports.mu is held.
+func (b *binder) start() {
+	b.ps.idle = slices.DeleteFunc(b.ps.idle, func(s *socket) bool {
+		if b.used[s] {
+			b.ps.run(s)
+		}
+		return b.used[s]
+	})
+	for _, s := range b.opened {
+		b.ps.run(s)
+	}
+	b.opened = nil
+}
+
+// undo closes what was bound.
+func (b *binder) undo() {
+	for _, s := range b.opened {
+		s.stop(false)
+	}
+	b.opened = nil
+}
+
+// untilDue is how long Run may sleep.
+func (ps *Ports) untilDue(now time.Time) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	wait := maxBackoff
+	for _, p := range ps.ports {
+		if p.state == Retrying {
+			wait = min(wait, p.next.Sub(now))
+		}
+	}
+	return max(wait, 0)
+}

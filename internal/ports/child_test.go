@@ -1,0 +1,5 @@
+package ports
+
+func childNoFile()     {}
+func childAdopt()      {}
+func childBind(string) {}

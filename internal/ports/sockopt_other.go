@@ -1,0 +1,24 @@
+//go:build !linux
+
+package ports
+
+import (
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// listenerOptions are inherited by every accepted connection. The clock of keep-alive is the system's.
+func listenerOptions(fd int, reuse bool) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	if !reuse {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+}
+
+// shut has no counterpart here: a connection that arrives in the instant before close is reset.
+func shut(syscall.RawConn) {}
