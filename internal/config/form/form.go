@@ -1,0 +1,228 @@
+// Package form says what a configuration file may hold. The comments on its types are the reference: docs/config.md, the
+// JSON Schema and the errors are made from them, so a key that is not here does not exist.
+//
+// It promises that a value of these types is well formed by itself (a port is a port, a duration a duration). It knows
+// nothing of how values agree with each other, and opens nothing.
+package form
+
+import "time"
+
+// A File is one configuration file. Several files (`-c DIR`) add up: lists and maps grow, a single value may be set once.
+type File struct {
+	// Ports on which connections are forwarded by the name the client asks for: TLS by its SNI to that name, port 443;
+	// HTTP by its Host to that name, its port or 80. Routes on the same port come first.
+	ListenAddrs []Port `yaml:"listen_addrs"`
+	// Names that by-name forwarding may reach: a name, `*.d` (here also `d` itself) or `*`. Case, port and trailing dot
+	// are ignored. Without it: every public name.
+	Allowlist []AllowName `yaml:"allowlist"`
+	// More on by-name forwarding.
+	ByName ByName `yaml:"by_name"`
+	// IP addresses that a bare port number is bound on. `:80` is dual stack, `0.0.0.0:80` IPv4 only, `[::]:80` IPv6 only.
+	// Default: dual stack.
+	Bind Hosts `yaml:"bind"`
+	// Clocks of every connection. 0 is off.
+	Timeouts Timeouts `yaml:"timeouts"`
+	// Client connections at once; lowered to what the descriptor limit holds.
+	MaxConnections int `yaml:"max_connections" range:"1..10000000"`
+	// Concurrent connections of one client address. 0 is no limit.
+	MaxConnectionsPerIP int `yaml:"max_connections_per_ip" range:"0..10000000"`
+	// New connections per minute of one client address. 0 is no limit.
+	ConnectionRatePerIP int `yaml:"connection_rate_per_ip" range:"0..10000000"`
+	// The largest head of one request or response, 1KiB to 16MiB.
+	MaxHeaderBytes Size `yaml:"max_header_bytes"`
+	// How long connections may go on at stop before they are cut.
+	ShutdownTimeout Duration `yaml:"shutdown_timeout"`
+	// How long connections are still accepted at stop after /ready has turned 503.
+	ShutdownDelay Duration `yaml:"shutdown_delay"`
+	// How long connections of a removed route may go on.
+	DrainTimeout Duration `yaml:"drain_timeout"`
+	// Networks whose PROXY header and X-Forwarded-* fields are believed.
+	TrustedProxies []Network `yaml:"trusted_proxies"`
+	// Ports on which a PROXY header is read. Off unless written.
+	ProxyProtocol *ProxyProtocol `yaml:"proxy_protocol"`
+	// Where metrics are shown: on the admin socket always, on TCP where an address is written.
+	Metrics Metrics `yaml:"metrics"`
+	// The admin endpoints. They cannot change at reload.
+	Admin Admin `yaml:"admin"`
+	// What is logged, and how.
+	Log Log `yaml:"log"`
+	// The folder for what must survive a restart. It cannot change at reload. Default: $STATE_DIRECTORY, else the XDG
+	// state folder, else /var/lib/quaymaster.
+	StateDir string `yaml:"state_dir"`
+	// What happens when a port is busy. Each key may also stand in a port object.
+	PortPolicy PortPolicy `yaml:"port_policy"`
+	// Whole sites by name, in one line each. The key is `http://NAME` or `http://NAME:PORT`; the value is HOST:PORT, a port
+	// number on this host, a list of those, a folder (`./public`), or a map with the keys of an action.
+	Sites map[string]Site `yaml:"sites"`
+	// The rules: which connections or requests, and what is done with them.
+	Routes []Route `yaml:"routes"`
+	// Targets that several routes share, by name, with the keys of a forward action.
+	Upstreams map[string]Action `yaml:"upstreams"`
+	// SSH by port, in the older flat form. Each becomes a route with `protocols: [ssh]`.
+	SSHRoutes []SSHRoute `yaml:"ssh_routes"`
+	// Older form, accepted with a warning and without effect: see `pool` in an action.
+	ConnectionPool any `yaml:"connection_pool"`
+	// Older form, accepted with a warning and without effect: see `http3` (a later version).
+	UDPListenAddrs any `yaml:"udp_listen_addrs"`
+	// Older form, accepted with a warning and without effect: see `http3` (a later version).
+	QUICConfig any `yaml:"quic_config"`
+	// Older form, accepted with a warning and without effect: see `http3` (a later version).
+	HTTP3Config any `yaml:"http3_config"`
+	// Older form, accepted with a warning and without effect: see `match.protocols` in a route.
+	ProtocolRouting any `yaml:"protocol_routing"`
+}
+
+// Defaults sets what holds when a file says nothing.
+func (f *File) Defaults() {
+	f.ByName.Defaults()
+	f.Timeouts.Defaults()
+	f.MaxConnections = 10000
+	f.MaxHeaderBytes = 64 << 10
+	f.ShutdownTimeout = Duration(30 * time.Second)
+	f.DrainTimeout = Duration(5 * time.Minute)
+	f.Metrics.Defaults()
+	f.Admin.Defaults()
+	f.Log.Defaults()
+	f.PortPolicy.Defaults()
+}
+
+// ByName bounds by-name forwarding.
+type ByName struct {
+	// Also reach loopback, link-local, private, carrier-NAT, multicast and NAT64 addresses. Our own ports never.
+	AllowPrivate bool `yaml:"allow_private"`
+	// HOST:PORT of a DNS server. Default: the system's.
+	Resolver HostPort `yaml:"resolver"`
+	// Ports that may be reached.
+	Ports []PortNumber `yaml:"ports"`
+}
+
+// Defaults of by_name.
+func (b *ByName) Defaults() { b.Ports = []PortNumber{80, 443} }
+
+// Timeouts are clocks.
+type Timeouts struct {
+	// For opening a connection to a target.
+	Connect Duration `yaml:"connect"`
+	// For a complete PROXY header, TLS hello or first line.
+	ClientHello Duration `yaml:"client_hello"`
+	// How long a client may say nothing on a port that also has a tcp route, before it is taken to that route.
+	Sniff Duration `yaml:"sniff"`
+	// For a complete request head.
+	RequestHeader Duration `yaml:"request_header"`
+	// Between two requests on one connection.
+	KeepAlive Duration `yaml:"keep_alive"`
+	// For the head of a target's answer.
+	ResponseHeader Duration `yaml:"response_header"`
+	// How long a peer may not take bytes that are ready, or not go on with a request body it has announced.
+	BodyStall Duration `yaml:"body_stall"`
+	// How long a tunnel, stream or upgraded connection may carry no byte in either direction.
+	Idle Duration `yaml:"idle"`
+}
+
+// Defaults of timeouts.
+func (t *Timeouts) Defaults() {
+	*t = Timeouts{
+		Connect: Duration(10 * time.Second), ClientHello: Duration(5 * time.Second), Sniff: Duration(500 * time.Millisecond),
+		RequestHeader: Duration(30 * time.Second), KeepAlive: Duration(75 * time.Second),
+		BodyStall: Duration(60 * time.Second), Idle: Duration(300 * time.Second),
+	}
+}
+
+// ProxyProtocol says where and from whom a PROXY header is read.
+type ProxyProtocol struct {
+	// Ports, as in a route's match.
+	Ports []Port `yaml:"ports"`
+	// Networks that may send one. Default: trusted_proxies.
+	From []Network `yaml:"from"`
+	// `require` refuses a connection of these networks without the header, `accept` takes it as it is.
+	Policy string `yaml:"policy" oneof:"require,accept"`
+}
+
+// Defaults of proxy_protocol.
+func (p *ProxyProtocol) Defaults() { p.Policy = "require" }
+
+// Metrics are shown in the Prometheus text format.
+type Metrics struct {
+	// Show them at all.
+	Enabled bool `yaml:"enabled"`
+	// HOST:PORT of a listener of their own.
+	Address ListenAddress `yaml:"address"`
+}
+
+// Defaults of metrics.
+func (m *Metrics) Defaults() { m.Enabled = true }
+
+// Admin is the API for people and tools on this host.
+type Admin struct {
+	// Path of the unix socket, at most 104 bytes. Default: admin.sock in a runtime folder of our own.
+	Socket string `yaml:"socket"`
+	// Octal mode of the socket.
+	Mode Mode `yaml:"mode"`
+	// Group of the socket.
+	Group string `yaml:"group"`
+	// HOST:PORT for TCP as well. Needs token_file.
+	Address ListenAddress `yaml:"address"`
+	// File with the token that TCP clients send.
+	TokenFile string `yaml:"token_file"`
+	// What TCP clients may do: `read`, `write`.
+	Allow []string `yaml:"allow" oneof:"read,write"`
+}
+
+// Defaults of admin.
+func (a *Admin) Defaults() { a.Mode, a.Allow = "0600", []string{"read"} }
+
+// Log is about the daemon's own log and the access log.
+type Log struct {
+	// The least important lines that are written.
+	Level string `yaml:"level" oneof:"debug,info,warn,error"`
+	// `auto` is text on a terminal, else JSON.
+	Format string `yaml:"format" oneof:"auto,json,text"`
+	// One line per exchange or tunnel.
+	Access Access `yaml:"access"`
+}
+
+// Defaults of log.
+func (l *Log) Defaults() { l.Level, l.Format = "info", "auto"; l.Access.Defaults() }
+
+// Access is the access log.
+type Access struct {
+	// Write it at all.
+	Enabled bool `yaml:"enabled"`
+	// How a line looks.
+	Format string `yaml:"format" oneof:"json,text"`
+	// Keep one line in so many; errors are always kept.
+	Sample int `yaml:"sample" range:"1..1000000"`
+	// A file. Default: stdout.
+	File string `yaml:"file"`
+}
+
+// Defaults of log.access.
+func (a *Access) Defaults() { a.Enabled, a.Format, a.Sample = true, "json", 1 }
+
+// PortPolicy says what happens when a port is busy.
+type PortPolicy struct {
+	// At start: `retry` with growing pauses while everything else serves, or `fail`.
+	OnBusy string `yaml:"on_busy" oneof:"retry,fail"`
+	// End the start when the port could not be had for so long. 0 is never.
+	GiveUpAfter Duration `yaml:"give_up_after"`
+	// Whether the process that holds the port may be ended.
+	TakeOver string `yaml:"take_over" oneof:"never"`
+	// Bind with SO_REUSEPORT, so that two of our own processes can share the port.
+	ReusePort bool `yaml:"reuse_port"`
+}
+
+// Defaults of port_policy.
+func (p *PortPolicy) Defaults() { p.OnBusy, p.TakeOver = "retry", "never" }
+
+// SSHRoute is one entry of the older form.
+type SSHRoute struct {
+	// The port clients come to.
+	ListenPort PortNumber `yaml:"listen_port"`
+	// The host of the SSH server.
+	DestinationHost HostName `yaml:"destination_host"`
+	// The port of the SSH server.
+	DestinationPort PortNumber `yaml:"destination_port"`
+}
+
+// Defaults of ssh_routes.
+func (s *SSHRoute) Defaults() { s.DestinationPort = 22 }

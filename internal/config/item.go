@@ -1,0 +1,165 @@
+package config
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/quaymaster/quaymaster/internal/config/form"
+	"github.com/quaymaster/quaymaster/internal/config/strict"
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// item reads and builds one item of a section.
+func (b *builder) item(r *ref) {
+	for b.root.Kind == yaml.AliasNode {
+		b.root = b.root.Alias
+	}
+	if r.piece.Key != nil {
+		b.it.at = spot{r.piece.Key.Line, r.piece.Key.Column}
+	}
+	switch r.piece.Section {
+	case "sites":
+		b.siteItem(r.piece.Key)
+		return
+	case "upstreams":
+		b.upstreamItem(r.piece.Key)
+		return
+	}
+	f := form.Route{}
+	f.Defaults()
+	b.r.Read(b.root, &f)
+	if b.root.Kind != yaml.MappingNode {
+		return
+	}
+	if n := strict.Find(b.root, "name"); n != nil {
+		b.it.at = spot{n.Line, n.Column}
+	} else {
+		b.it.at = spot{b.root.Line, b.root.Column}
+	}
+	if r.layer == plan.FromAPI {
+		name := form.Name(r.piece.Key.Value)
+		if f.Name != "" && f.Name != name {
+			b.fault([]string{"name"}, "write name: "+string(name)+" or leave it out", "the route is called %s here and %s in the address", f.Name, name)
+		}
+		if err := f.Name.ReadText(string(name)); err != nil {
+			b.r.Fault(b.root, err)
+		}
+	}
+	b.route(&f, r.layer)
+}
+
+// siteItem makes a route of a site.
+func (b *builder) siteItem(key *yaml.Node) {
+	text, ok := b.r.Text(key)
+	if !ok {
+		return
+	}
+	rest, plain := strings.CutPrefix(text, "http://")
+	if !plain {
+		name := rest
+		if i := strings.LastIndex(name, "://"); i >= 0 {
+			name = name[i+3:]
+		}
+		b.r.Problem(key, "write http://"+name+" for plain HTTP", "a site with a certificate of its own is not in this version")
+		return
+	}
+	f := form.Route{Name: form.Name(rest)}
+	f.Defaults()
+	name, port := rest, "80"
+	if i := strings.LastIndexByte(rest, ':'); i >= 0 && !strings.HasSuffix(rest, "]") {
+		name, port = rest[:i], rest[i+1:]
+	}
+	var domain form.Domain
+	var at form.Port
+	if !b.r.Fault(key, domain.ReadText(name)) || !b.r.Fault(key, at.Port.ReadText(port)) {
+		return
+	}
+	f.Match.Domains, f.Match.Ports = []form.Domain{domain}, []form.Port{at}
+	site := form.Site{}
+	before := len(b.r.Problems)
+	b.r.Read(b.root, &site)
+	if len(b.r.Problems) > before && site.Targets == nil && site.Files == nil && b.root.Kind != yaml.MappingNode {
+		return
+	}
+	b.site = true
+	f.Action = &site.Action
+	b.route(&f, plan.FromFile)
+	b.it.at = spot{key.Line, key.Column}
+	for i := range b.it.wishes {
+		b.it.wishes[i].at = b.it.at
+	}
+}
+
+// upstreamItem builds named targets, and what routes that use them take over.
+func (b *builder) upstreamItem(key *yaml.Node) {
+	var name form.Name
+	if text, ok := b.r.Text(key); !ok || !b.r.Fault(key, name.ReadText(text)) {
+		return
+	}
+	a := form.Action{}
+	b.r.Read(b.root, &a)
+	if b.root.Kind != yaml.MappingNode {
+		return
+	}
+	b.site = true
+	b.it.name = string(name)
+	for _, k := range []string{"redirect", "respond", "files", "block", "tls", "upstream"} {
+		if strict.Find(b.root, k) != nil {
+			b.fault([]string{"action", k}, "write it in the route", "an upstream is only targets and how they are used")
+		}
+	}
+	if a.Type != "" && a.Type != "forward" {
+		b.fault([]string{"action", "type"}, "leave it out", "an upstream is only targets and how they are used")
+	}
+	b.it.upstream = b.targets(&a, b.it.name, time.Duration(b.timeouts.Connect))
+	b.it.shared = b.use(&a)
+}
+
+// ParseRoute checks one route as the API gets it (no ${}, no file:) and returns it as a Layer keeps it.
+func ParseRoute(name string, body []byte) (json.RawMessage, error) {
+	if !json.Valid(body) {
+		var v any
+		err := json.Unmarshal(body, &v)
+		return nil, Errors{{Path: "api." + name, Message: "the body is not JSON: " + err.Error(), Remedy: "send one route as a JSON object"}}
+	}
+	body = plainJSON(body)
+	l := NewLoader()
+	ld := &load{Loader: l, places: map[string]strict.Place{}}
+	ld.file.Defaults()
+	l.scope = scope{timeouts: ld.file.Timeouts}
+	ld.addLayer(&Layer{Routes: map[string]json.RawMessage{name: body}})
+	for i := range ld.refs {
+		ld.build(&ld.refs[i])
+	}
+	if len(ld.errs) > 0 {
+		return nil, ld.errs.Sort()
+	}
+	return body, nil
+}
+
+// plainJSON writes pairs of \u escapes as the letters they mean: YAML, as which stored routes are read, has no pairs.
+func plainJSON(body []byte) []byte {
+	out := make([]byte, 0, len(body))
+	for i := 0; i < len(body); i++ {
+		if body[i] != '\\' {
+			out = append(out, body[i])
+			continue
+		}
+		if i+12 <= len(body) && body[i+1] == 'u' && body[i+6] == '\\' && body[i+7] == 'u' {
+			hi, _ := strconv.ParseUint(string(body[i+2:i+6]), 16, 32)
+			lo, _ := strconv.ParseUint(string(body[i+8:i+12]), 16, 32)
+			if hi>>10 == 0xD800>>10 && lo>>10 == 0xDC00>>10 {
+				out = append(out, string(rune(0x10000+(hi-0xD800)<<10+(lo-0xDC00)))...)
+				i += 11
+				continue
+			}
+		}
+		out = append(out, body[i], body[i+1]) // valid JSON never ends in a backslash
+		i++
+	}
+	return out
+}

@@ -1,0 +1,281 @@
+package strict
+
+import (
+	"bytes"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// A Piece is a part of a file that can be read alone: a top-level key with its value, or one item of a top-level list or
+// map that is cut. Nodes of a piece count lines from 1; Line is how many lines of the file stand before it.
+type Piece struct {
+	Section string // the top-level key
+	Item    bool   // an item of the section, not the section itself
+	Index   int    // of an item in a list
+	Line    int
+	Text    []byte     // nil when the piece was found by parsing more than itself
+	Key     *yaml.Node // the top-level key, or of an item in a map the item's key; nil for an item in a list
+	Value   *yaml.Node
+}
+
+// Sections are the top-level keys whose values are cut at their items: lists (SequenceNode) and maps (MappingNode).
+type Sections map[string]yaml.Kind
+
+// Cut finds the pieces of a text without parsing it. It reports false where the text must be parsed whole: it cuts only
+// what it is sure of. It is still not the judge: a piece that Parse refuses means that the whole must be parsed.
+//
+// Why that is enough: a quoted text, a flow list or a flow map that runs over a cut leaves an open end, which does not
+// parse; and the lines of a plain or block text are indented deeper than any line at which is cut.
+func Cut(text []byte, sections Sections) ([]Piece, bool) {
+	if odd(text) {
+		return nil, false
+	}
+	c := cutter{sections: sections, seen: map[string]bool{}}
+	for start := 0; start < len(text); c.line++ {
+		end := len(text)
+		if i := bytes.IndexByte(text[start:], '\n'); i >= 0 {
+			end = start + i + 1
+		}
+		if !c.take(text[start:end], start) {
+			return nil, false
+		}
+		start = end
+	}
+	return c.end(text), true
+}
+
+// odd finds what makes lines or indentation mean something else than they look like.
+func odd(text []byte) bool {
+	if len(text) > 0 && text[0] >= 0x80 { // a byte order mark
+		return true
+	}
+	for _, line := range []string{"\u0085", "\u2028", "\u2029"} { // line breaks to YAML
+		if bytes.Contains(text, []byte(line)) {
+			return true
+		}
+	}
+	for i := 0; i < len(text); {
+		j := bytes.IndexAny(text[i:], "&\r")
+		if j < 0 {
+			return false
+		}
+		i += j + 1
+		if text[i-1] == '\r' && (i == len(text) || text[i] != '\n') {
+			return true
+		}
+		if text[i-1] == '&' && (i == 1 || strings.IndexByte(" \t\r\n[{,:-?", text[i-2]) >= 0) { // an anchor
+			return true
+		}
+	}
+	return false
+}
+
+type cutter struct {
+	sections Sections
+	seen     map[string]bool
+	pieces   []Piece
+	line     int
+	section  string    // the top-level key we are in
+	kind     yaml.Kind // how it is cut; 0: not at all
+	column   int       // of its items; -1: none seen yet
+	index    int
+	starts   []int // where each piece starts
+}
+
+var topKey = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_-]*):(?:[ \t]+(.*))?$`)
+
+func (c *cutter) take(line []byte, at int) bool {
+	line = bytes.TrimRight(line, "\r\n")
+	rest := bytes.TrimLeft(line, " ")
+	col := len(line) - len(rest)
+	switch {
+	case len(rest) == 0:
+		return true
+	case rest[0] == '\t':
+		return len(bytes.TrimSpace(rest)) == 0
+	case rest[0] == '#':
+		return true
+	}
+	dash := rest[0] == '-' && (len(rest) == 1 || rest[1] == ' ')
+	if col == 0 && !dash {
+		return c.top(line, at)
+	}
+	if c.section == "" {
+		return false
+	}
+	if c.kind == 0 {
+		return true
+	}
+	if c.column < 0 {
+		c.column = col
+		if c.kind == yaml.SequenceNode && !dash || c.kind == yaml.MappingNode && dash {
+			return false
+		}
+	}
+	switch {
+	case col > c.column:
+		return true
+	case col < c.column:
+		return false
+	case c.kind == yaml.MappingNode && dash: // a list that is not indented deeper than its key
+		return true
+	case c.kind == yaml.SequenceNode && !dash:
+		return false
+	}
+	c.open(at, true)
+	return true
+}
+
+func (c *cutter) top(line []byte, at int) bool {
+	if len(c.seen) == 0 && string(line) == "---" {
+		return true
+	}
+	m := topKey.FindSubmatch(line)
+	if m == nil || c.seen[string(m[1])] {
+		return false
+	}
+	c.section = string(m[1])
+	c.seen[c.section] = true
+	c.kind, c.column, c.index = c.sections[c.section], -1, -1
+	if value := bytes.TrimSpace(m[2]); len(value) > 0 && value[0] != '#' {
+		c.kind = 0
+	}
+	c.open(at, false)
+	return true
+}
+
+func (c *cutter) open(at int, item bool) {
+	if item {
+		c.index++
+	}
+	c.pieces = append(c.pieces, Piece{Section: c.section, Item: item, Index: max(c.index, 0), Line: c.line})
+	c.starts = append(c.starts, at)
+}
+
+// end gives each piece its text, up to where the next one starts. The bare head of a section with items is no piece.
+func (c *cutter) end(text []byte) []Piece {
+	out := c.pieces[:0]
+	for i, p := range c.pieces {
+		end := len(text)
+		if i+1 < len(c.pieces) {
+			end = c.starts[i+1]
+			if next := &c.pieces[i+1]; !p.Item && next.Item && next.Section == p.Section {
+				continue
+			}
+		}
+		p.Text = text[c.starts[i]:end]
+		out = append(out, p)
+	}
+	return out
+}
+
+// Parse reads a piece that Cut found. It reports false when the whole must be parsed instead.
+func (p *Piece) Parse() bool {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(p.Text, &doc); err != nil || len(doc.Content) != 1 {
+		return false
+	}
+	n := doc.Content[0]
+	switch {
+	case n.Kind == yaml.MappingNode && len(n.Content) == 2:
+		p.Key, p.Value = n.Content[0], n.Content[1]
+		return p.Key.Kind == yaml.ScalarNode && p.Key.Tag != "!!merge"
+	case n.Kind == yaml.SequenceNode && len(n.Content) == 1 && p.Item:
+		p.Value = n.Content[0]
+		return true
+	}
+	return false
+}
+
+// Split returns the items of a section that was read whole, or the piece itself.
+func (r *Reader) Split(p Piece, sections Sections) []Piece {
+	kind, value := sections[p.Section], p.Value
+	for value.Kind == yaml.AliasNode {
+		value = value.Alias
+	}
+	if p.Item || kind == 0 || value.Kind != kind || len(value.Content) == 0 {
+		return []Piece{p}
+	}
+	var out []Piece
+	item := Piece{Section: p.Section, Item: true, Line: p.Line}
+	if kind == yaml.SequenceNode {
+		for i, n := range value.Content {
+			item.Index, item.Value = i, n
+			out = append(out, item)
+		}
+		return out
+	}
+	r.In(p.Section, func() {
+		for k, v := range r.pairs(value) {
+			item.Key, item.Value = k, v
+			out = append(out, item)
+			item.Index++
+		}
+	})
+	return out
+}
+
+// Whole parses a text whole and returns the same pieces that Cut would, already parsed.
+func (r *Reader) Whole(text []byte, sections Sections) []Piece {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var doc, second yaml.Node
+	err := dec.Decode(&doc)
+	if err == io.EOF {
+		return nil
+	}
+	if err == nil {
+		if err = dec.Decode(&second); err == nil {
+			r.Problem(&second, "keep one of them, or use -c DIR with several files", "there is a second document in the file")
+			return nil
+		}
+	}
+	if err != nil && err != io.EOF {
+		r.Problems = append(r.Problems, syntax(r.File, text, err))
+		return nil
+	}
+	root := doc.Content[0]
+	for root.Kind == yaml.AliasNode {
+		root = root.Alias
+	}
+	if isNull(root) {
+		return nil
+	}
+	if root.Kind != yaml.MappingNode {
+		r.Problem(root, "write key: value", "a %s stands where the keys of a configuration are wanted", kindName(root))
+		return nil
+	}
+	var out []Piece
+	for k, v := range r.pairs(root) {
+		out = append(out, r.Split(Piece{Section: k.Value, Key: k, Value: v}, sections)...)
+	}
+	return out
+}
+
+var lineOf = regexp.MustCompile(`^yaml: (?:unmarshal errors:\n\s*)?(?:line (\d+): )?`)
+
+// syntax turns what the parser says into a problem. The parser tells no column: it is that of the line's first letter.
+func syntax(file string, text []byte, err error) Problem {
+	p := Problem{File: file, Line: 1, Col: 1, Message: err.Error()}
+	m := lineOf.FindStringSubmatch(p.Message)
+	if m != nil {
+		p.Message = strings.TrimPrefix(p.Message, m[0])
+		if n, err := strconv.Atoi(m[1]); err == nil && n > 0 {
+			p.Line = n
+		}
+	}
+	if lines := bytes.SplitN(text, []byte("\n"), p.Line+1); p.Line <= len(lines) {
+		line := lines[p.Line-1]
+		p.Col = 1 + len(line) - len(bytes.TrimLeft(line, " \t"))
+		if bytes.HasPrefix(bytes.TrimLeft(line, " "), []byte("\t")) {
+			p.Message, p.Remedy = "the line is indented with a tab", "indent with spaces"
+			return p
+		}
+	}
+	p.Message = "this is not YAML: " + cut(p.Message)
+	p.Remedy = "check the indentation here and above, and quote texts that hold : # { [ * & % @ or a leading quote"
+	return p
+}
