@@ -201,16 +201,20 @@ func (b *builder) port(members []member) *Port {
 		return p
 	}
 	for rank, s := range b.sorted(members, true) {
-		p.conn.add(s.host, nil, entry{int32(rank), s.rule})
+		p.conn.add(s.host, nil, s.rule.entry(rank, false))
 		b.yield()
 	}
 	for rank, s := range b.sorted(members, false) {
-		p.request.add(s.host, s.path, entry{int32(rank), s.rule})
+		p.request.add(s.host, s.path, s.rule.entry(rank, s.rule.requestCount == 0 && s.rule.claim == nil))
 		b.yield()
 	}
 	p.conn.link(b.yield)
 	p.request.link(b.yield)
 	return p
+}
+
+func (r *rule) entry(rank int, free bool) entry {
+	return entry{rank: int32(rank), free: free, byName: r.byName, rule: r}
 }
 
 func boolFirst(x, y bool) int {

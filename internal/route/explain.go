@@ -3,6 +3,7 @@ package route
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
@@ -18,9 +19,9 @@ type Step struct {
 // ExplainRequest answers a request the way Request does, and says of every other rule of the port why it was not it.
 func (p *Port) ExplainRequest(q *Request) []Step {
 	rule, verdict := p.Request(q)
-	b := p.builder()
+	host, path := normalise(nil, q.Host), pathOf(q.Target)
 	var out []Step
-	for _, m := range p.candidates(b, false) {
+	for _, m := range p.candidates(false, func(s spot) bool { return s.host.takes(host) && p.takesPath(candidate{s}, path) }) {
 		s := Step{Rule: &m[0].rule.Rule}
 		switch reason := p.whyNotRequest(q, m); {
 		case verdict == Ambiguous:
@@ -45,9 +46,9 @@ func (p *Port) ExplainRequest(q *Request) []Step {
 // ExplainConn answers a connection the way Conn does, and says of every other rule of the port why it was not it.
 func (p *Port) ExplainConn(q *ConnQuery) []Step {
 	rule := p.Conn(q)
-	b := p.builder()
+	host := normalise(nil, q.Name)
 	var out []Step
-	for _, m := range p.candidates(b, true) {
+	for _, m := range p.candidates(true, func(s spot) bool { return s.host.takes(host) }) {
 		s := Step{Rule: &m[0].rule.Rule}
 		switch reason := whyNotConn(q, m); {
 		case s.Rule == rule:
@@ -62,20 +63,27 @@ func (p *Port) ExplainConn(q *ConnQuery) []Step {
 	return append(out, p.unseen(true)...)
 }
 
-func (p *Port) builder() *builder { return &builder{table: p.table} }
+// candidate is a rule of one stage with all of its spots.
+type candidate []spot
 
-// candidates lists the spots of each rule of a stage, rules in the order of their best spot.
-func (p *Port) candidates(b *builder, conn bool) [][]spot {
-	var out [][]spot
-	at := map[*rule]int{}
-	for _, s := range b.sorted(p.members, conn) {
-		i, ok := at[s.rule]
-		if !ok {
-			i = len(out)
-			at[s.rule] = i
-			out = append(out, nil)
+// candidates lists the rules of a stage in the order of the spots they would match at, or else of their first.
+func (p *Port) candidates(conn bool, fits func(spot) bool) []candidate {
+	b := &builder{table: p.table}
+	spots := b.sorted(p.members, conn)
+	all, fit := map[*rule]candidate{}, map[*rule]int{}
+	for i, s := range spots {
+		all[s.rule] = append(all[s.rule], s)
+		if _, ok := fit[s.rule]; !ok && fits(s) {
+			fit[s.rule] = i
 		}
-		out[i] = append(out[i], s)
+	}
+	var out []candidate
+	for i, s := range spots {
+		at, ok := fit[s.rule]
+		if ok && at == i || !ok && all[s.rule] != nil {
+			out = append(out, all[s.rule])
+			all[s.rule] = nil
+		}
 	}
 	return out
 }
@@ -97,7 +105,7 @@ func (p *Port) unseen(conn bool) []Step {
 	return out
 }
 
-func whyNotConn(q *ConnQuery, spots []spot) string {
+func whyNotConn(q *ConnQuery, spots candidate) string {
 	r := spots[0].rule
 	host := normalise(nil, q.Name)
 	if !takesHost(r, host) {
@@ -116,7 +124,7 @@ func whyNotConn(q *ConnQuery, spots []spot) string {
 	return ""
 }
 
-func (p *Port) whyNotRequest(q *Request, spots []spot) string {
+func (p *Port) whyNotRequest(q *Request, spots candidate) string {
 	r := spots[0].rule
 	host := normalise(nil, q.Host)
 	if !takesHost(r, host) {
@@ -143,23 +151,21 @@ func (p *Port) whyNotRequest(q *Request, spots []spot) string {
 }
 
 func takesHost(r *rule, host []byte) bool {
-	for _, h := range r.hosts {
-		var set names
-		set.add(h)
-		if h.class == anyHost || set.has(host) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(r.hosts, func(h hostPattern) bool { return h.takes(host) })
+}
+
+func (h hostPattern) takes(host []byte) bool {
+	var set names
+	set.add(h)
+	return set.any || set.has(host)
 }
 
 // takesPath reports whether any spot takes the path under any reading.
-func (p *Port) takesPath(spots []spot, path []byte) bool {
+func (p *Port) takesPath(spots candidate, path []byte) bool {
 	free := rule{parts: &parts{}}
-	free.Route = &plan.Route{}
 	var x index
 	for _, s := range spots {
-		x.add(hostPattern{class: anyHost}, s.path, entry{0, &free})
+		x.add(hostPattern{class: anyHost}, s.path, entry{rule: &free, free: true})
 	}
 	x.link(func() {})
 	w := walk{q: &Request{}, scratch: p.scratch, best: noRank}

@@ -28,12 +28,16 @@ type group struct {
 	root  *node   // rules with a path
 	paths bool    // this group or one above it has rules with a path
 	plain bool    // holds a rule that is neither by_name nor of our own
+
+	space [1]entry // of any, beside the rest of the group: most groups have one rule
 }
 
 // entry is one rule at one place.
 type entry struct {
-	rank int32
-	rule *rule
+	rank   int32
+	free   bool // there are no conditions besides host and path
+	byName bool
+	rule   *rule
 }
 
 // node is a place in the tree of path segments.
@@ -115,10 +119,16 @@ func (x *index) add(h hostPattern, path *pathPattern, e entry) {
 	}
 }
 
+func newGroup() *group {
+	g := &group{best: noRank}
+	g.any = g.space[:0]
+	return g
+}
+
 func (x *index) group(h hostPattern) *group {
 	if h.class == anyHost {
 		if x.any == nil {
-			x.any = &group{best: noRank}
+			x.any = newGroup()
 		}
 		return x.any
 	}
@@ -128,7 +138,7 @@ func (x *index) group(h hostPattern) *group {
 	}
 	g := (*m)[h.name]
 	if g == nil {
-		g = &group{best: noRank}
+		g = newGroup()
 		(*m)[h.name] = g
 		if h.class == deepHost {
 			x.labels |= 1 << min(strings.Count(h.name, ".")+1, 63)
@@ -207,6 +217,7 @@ type walk struct {
 	scratch *sync.Pool
 	best    int32
 	hit     *rule
+	byName  bool // hit is by_name
 }
 
 // groups searches a group and those above it. path is nil when the target has none, or when no rule asks for it.
@@ -249,10 +260,13 @@ func (w *walk) list(entries []entry) {
 		if e.rank >= w.best {
 			return
 		}
-		if f, _ := e.rule.requestFault(w.q, w.client, w.scratch); f == faultNone {
-			w.best, w.hit = e.rank, e.rule
-			return
+		if !e.free {
+			if f, _ := e.rule.requestFault(w.q, w.client, w.scratch); f != faultNone {
+				continue
+			}
 		}
+		w.best, w.hit, w.byName = e.rank, e.rule, e.byName
+		return
 	}
 }
 
@@ -273,7 +287,7 @@ func (w *walk) readings(g *group, path []byte) bool {
 		again := walk{q: w.q, client: w.client, scratch: w.scratch, best: noRank}
 		again.groups(g, s.read(path, f))
 		if f == odd {
-			w.best, w.hit = again.best, again.hit
+			w.best, w.hit, w.byName = again.best, again.hit, again.byName
 		} else if ruleOf(again.hit) != ruleOf(w.hit) {
 			return false
 		}

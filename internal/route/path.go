@@ -135,6 +135,8 @@ func survey(path []byte) (odd oddity, escaped bool) {
 			odd |= splitBack
 		case '#':
 			odd |= cutHash
+		case 0: // the reader refuses it, but nothing here depends on that
+			odd |= cutNUL
 		case '/':
 			if i+1 < len(path) && path[i+1] == '/' {
 				odd |= dropEmpty

@@ -199,7 +199,7 @@ func (p *Port) Request(q *Request) (*Rule, Verdict) {
 	} else if !w.readings(g, pathOf(q.Target)) {
 		return nil, Ambiguous
 	}
-	if w.hit == nil || w.hit.byName && p.tls.has(host) {
+	if w.hit == nil || w.byName && p.tls.has(host) {
 		return nil, NoRoute
 	}
 	return &w.hit.Rule, Found
