@@ -3,7 +3,6 @@ package pools
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -93,9 +92,6 @@ var kindWords = map[string]string{
 	"loop":            "this would come back to ourselves",
 }
 
-// errTimeout stands in for the wordier timeout errors of package net.
-var errTimeout = errors.New("timed out")
-
 // dialKind sorts the error of a dial.
 func dialKind(err error) string {
 	var own *Error
@@ -132,17 +128,17 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// cause strips what the caller says anyway ("dial tcp 127.0.0.1:1: connect: ...").
+// cause strips what the caller says anyway ("dial tcp 127.0.0.1:1: connect: connection refused").
 func cause(kind string, err error) error {
+	var own *Error
 	var sys *os.SyscallError
 	var op *net.OpError
 	switch {
-	case kind == "timeout":
-		return fmt.Errorf("%w", errTimeout)
+	case kind == "timeout", kind == "refused" && !errors.Is(err, os.ErrNotExist):
+		return nil
+	case errors.As(err, &own):
+		return own.Err
 	case errors.As(err, &sys):
-		if kind == "refused" {
-			return nil
-		}
 		return sys.Err
 	case errors.As(err, &op):
 		return op.Err

@@ -100,9 +100,10 @@ func (st *step) Commit() {
 	}
 }
 
-// Retire drops the pools that are out of the plan; each ends with its last user.
+// Retire drops the pools that are out of the plan. Those who still use one may go on to do so.
 func (st *step) Retire() {
 	for _, p := range st.removed {
+		p.end() // what is in use stays so, and is not kept afterwards
 		p.Drop()
 	}
 }

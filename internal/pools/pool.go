@@ -285,7 +285,7 @@ func (p *Pool) Fail(m *Member, reason string) {
 	}
 }
 
-// end is called by the last Drop.
+// end closes what is idle, and lets nothing become idle any more. Open works on. The last Drop calls it too.
 func (p *Pool) end() {
 	p.mu.Lock()
 	p.ended = true

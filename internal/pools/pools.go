@@ -74,11 +74,12 @@ func New(o Options) *Pools {
 	ps.scratch.New = func() any { return &scratch{b: make([]byte, 0, 4096)} }
 	ps.maxHead.Store(64 << 10)
 	ps.rules.Store(newNameRules(&plan.Settings{}))
-	ps.named = ps.newPool(&plan.Upstream{
+	named := ps.newPool(&plan.Upstream{
 		Targets: []plan.Target{{Weight: 1}},
 		Pool:    plan.PoolSettings{MaxIdle: namedIdle, Idle: namedIdleTime, MaxAge: namedMaxAge},
-	}).pool
-	ps.named.apply(ps.plan(ps.named, ps.named.want, nil))
+	})
+	ps.named = named.pool
+	ps.named.apply(named)
 	if o.Registry != nil {
 		o.Registry.MustRegister(&collector{ps})
 	}
