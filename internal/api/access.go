@@ -56,8 +56,7 @@ func (a *API) admit(r *http.Request, kind Kind, need access) error {
 		return problem(http.StatusForbidden, "the Host "+clip(r.Host)+" is not one of the admin address; use its IP address, localhost, or the name in admin.address")
 	}
 	if !a.tokenMatches(r) {
-		p := problem(http.StatusUnauthorized, "send the token of admin.token_file as Authorization: Bearer TOKEN")
-		return p
+		return problem(http.StatusUnauthorized, "send the token of admin.token_file as Authorization: Bearer TOKEN")
 	}
 	allow := a.o.Admin.Allow
 	if need == write && !slices.Contains(allow, "write") {

@@ -30,20 +30,11 @@ func (a *API) editable(r *request) (string, error) {
 	}
 	// Asked here to name the place; the editor asks again when it is the edit's turn.
 	if p, _ := a.o.Control.Plan(); p != nil {
-		if held := route(p, r.arg); held != nil && held.Source == plan.FromFile {
+		if held := p.Route(r.arg); held != nil && held.Source == plan.FromFile {
 			return "", HeldByFile("route", r.arg, p.Where["route/"+r.arg])
 		}
 	}
 	return match, nil
-}
-
-func route(p *plan.Plan, name string) *plan.Route {
-	for _, r := range p.Routes {
-		if r.Name == name {
-			return r
-		}
-	}
-	return nil
 }
 
 // HeldByFile is the answer to an edit of what a file holds: 409 with the place.
@@ -83,7 +74,7 @@ func (a *API) deleteRoute(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	if p, _ := a.o.Control.Plan(); p != nil && route(p, r.arg) == nil {
+	if p, _ := a.o.Control.Plan(); p != nil && p.Route(r.arg) == nil {
 		return problem(http.StatusNotFound, "there is no route "+r.arg)
 	}
 	c, err := a.o.Editor.DeleteRoute(r.Context(), r.arg, match)
@@ -147,14 +138,14 @@ func (a *API) reload(w http.ResponseWriter, r *request) error {
 }
 
 func reloadOptions(r *request) (o ReloadOptions, err error) {
-	var in asked
-	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
-	var big *http.MaxBytesError
-	switch err := d.Decode(&in); {
-	case errors.As(err, &big):
+	text, err := body(r)
+	if err != nil {
 		return o, err
-	case err != nil && !errors.Is(err, io.EOF):
+	}
+	var in asked
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&in); err != nil && !errors.Is(err, io.EOF) {
 		return o, problem(http.StatusBadRequest, `the body is not {"dry_run": bool, "confirm": "2m"}: `+clip(err.Error()))
 	}
 	o.DryRun = in.DryRun
@@ -164,18 +155,18 @@ func reloadOptions(r *request) (o ReloadOptions, err error) {
 			return o, problem(http.StatusBadRequest, "dry_run is true or false, not "+clip(v))
 		}
 	}
-	text := q.Get("confirm")
+	confirm := q.Get("confirm")
 	switch v := in.Confirm.(type) {
 	case string:
-		text = v
+		confirm = v
 	case float64:
-		text = strconv.FormatFloat(v, 'f', -1, 64)
+		confirm = strconv.FormatFloat(v, 'f', -1, 64)
 	case nil:
 	default:
 		return o, problem(http.StatusBadRequest, `confirm is a duration: "2m" or a number of seconds`)
 	}
-	if text != "" {
-		o.Confirm, err = seconds(text)
+	if confirm != "" {
+		o.Confirm, err = seconds(confirm)
 	}
 	return o, err
 }
