@@ -213,13 +213,16 @@ func (r *BodyReader) trailers(b []byte) (done bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if n >= 0 {
+		if n >= 0 && n <= maxTrailer {
 			s.trailer.keepTrailers()
 			r.buf.Discard(n)
 			r.open.Store(false)
 			return false, io.EOF
 		}
-		s.from = ^n
+		s.from = len(b)
+		if n < 0 {
+			s.from = ^n
+		}
 	}
 	if len(b) > maxTrailer {
 		return false, errTrailer

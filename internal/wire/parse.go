@@ -271,6 +271,7 @@ func (p *parser) finishRequest() error {
 	if err := p.finish(); err != nil {
 		return err
 	}
+	h.Expect = h.Expect && h.Minor > 0 && (h.Chunked || h.Length > 0)
 	if p.hosts == 0 {
 		if h.Minor > 0 {
 			return errHostMissing
@@ -287,7 +288,6 @@ func (p *parser) finishRequest() error {
 		return errHostDiffers
 	}
 	h.Authority = p.host
-	h.Expect = h.Expect && h.Minor > 0 && (h.Chunked || h.Length > 0)
 	return nil
 }
 
@@ -352,7 +352,7 @@ func (p *parser) connection() error {
 		}
 	}
 	h.Close = closing || h.Minor == 0 && !keep
-	if upgrade && h.Minor > 0 {
+	if upgrade && h.Minor > 0 && len(p.upgrade) > 0 {
 		h.Upgrade = p.upgrade
 	}
 	return nil

@@ -1,4 +1,0 @@
-package wire
-
-var _ Sink = (*BodyWriter)(nil)
-var _ Body = (*BodyReader)(nil)
