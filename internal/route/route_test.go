@@ -167,7 +167,8 @@ func TestTheFileComesBeforeTheAPI(t *testing.T) {
 
 func TestH10_APathThatCanBeReadTwoWaysIsRefusedWhereItMatters(t *testing.T) {
 	p := portOf(t, route("site", hosts("a.x"), paths("/*")), route("admin", hosts("a.x"), paths("/admin/*")),
-		route("plain", hosts("b.x")), route("param", hosts("c.x"), paths("/:one")))
+		route("plain", hosts("b.x")), route("param", hosts("c.x"), paths("/:one")),
+		route("rest", hosts("d.x"), paths("/*")), route("xy", hosts("d.x"), paths("/x/y")), route("xab", hosts("d.x"), paths("/x/a/b")))
 	checkAll(t, p, []asked{
 		{"GET a.x/admin", "admin"},
 		{"GET a.x/%61dmin", "admin"},
@@ -195,6 +196,8 @@ func TestH10_APathThatCanBeReadTwoWaysIsRefusedWhereItMatters(t *testing.T) {
 		{"GET a.x/100%25%20off", "site"},
 		{"GET a.x/%zz", "site"},
 		{"GET a.x/a/b.c/..d", "site"},
+		{"GET d.x/x%2fy;a%2fb", "ambiguous"},
+		{"GET d.x/x//a//../b", "ambiguous"}, // one reading alone differs
 		{"GET b.x/x/../admin%2f;%00", "plain"},
 		{"GET c.x/a%2fb", "ambiguous"},
 		{"GET c.x/a%20b", "param"},
@@ -215,7 +218,7 @@ func TestATargetWithoutAPathMatchesRulesWithoutOne(t *testing.T) {
 }
 
 func TestEveryConditionMustHold(t *testing.T) {
-	p := portOf(t, route("r", clients("10.0.0.0/8", "2001:db8::/32"), protocols(plan.ProtoHTTP1|plan.ProtoGRPC), func(r *plan.Route) {
+	p := portOf(t, route("r", clients("10.0.0.0/8", "::ffff:172.16.0.0/108", "2001:db8::/32"), protocols(plan.ProtoHTTP1|plan.ProtoGRPC), func(r *plan.Route) {
 		r.Match.Methods = []string{"GET", "POST"}
 		r.Match.Headers = []plan.FieldMatch{{Name: "Host", Regex: `^a\.x`}, {Name: "X-A", Value: "1"}}
 		r.Match.Query = []plan.FieldMatch{{Name: "a b", Value: "c&d"}, {Name: "n", Regex: "^[0-9]+$"}}
@@ -232,6 +235,7 @@ func TestEveryConditionMustHold(t *testing.T) {
 		{"client", good, func(q *Request) { q.Client = netip.MustParseAddr("11.0.0.1") }, "no route"},
 		{"mapped client", good, func(q *Request) { q.Client = netip.MustParseAddr("::ffff:10.0.0.1") }, "r"},
 		{"zoned client", good, func(q *Request) { q.Client = netip.MustParseAddr("2001:db8::1%eth0") }, "r"},
+		{"client in a mapped prefix", good, func(q *Request) { q.Client = netip.MustParseAddr("172.16.0.1") }, "r"},
 		{"no client", good, func(q *Request) { q.Client = netip.Addr{} }, "no route"},
 		{"protocol", good, func(q *Request) { q.Protocols = plan.ProtoH2 }, "no route"},
 		{"header", good, func(q *Request) { q.Fields = fieldMap{"X-A": "2"} }, "no route"},
@@ -239,7 +243,7 @@ func TestEveryConditionMustHold(t *testing.T) {
 		{"host", strings.Replace(good, "a.x", "b.x", 1), func(*Request) {}, "no route"},
 		{"query value", "GET a.x/?a+b=c&n=1", func(*Request) {}, "no route"},
 		{"query missing", "GET a.x/?n=1", func(*Request) {}, "no route"},
-		{"query behind a hash", "GET a.x/?n=1#&a+b=c%26d", func(*Request) {}, "no route"},
+		{"query behind a hash", "GET a.x/?n=1&x#&a+b=c%26d", func(*Request) {}, "no route"},
 	} {
 		if got := ask(p, c.ask, all, c.option); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
@@ -254,6 +258,10 @@ func TestAClaimThatSaysNoPassesTheRequestOn(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	// Two claims may share a match: each takes only what is its own.
+	if _, err := Compile(context.Background(), planOf(p.Routes[0], p.Routes[0]), map[string]func(*Request) bool{"challenge": func(*Request) bool { return false }}); err != nil {
+		t.Error(err)
 	}
 	checkAll(t, table.Port(plan.Addr{Port: 80}, loopback), []asked{
 		{"GET a.x/.well-known/acme-challenge/ours", "challenge"}, {"GET a.x/.well-known/acme-challenge/theirs", "user"},
@@ -390,7 +398,8 @@ func TestC18_OnePortTellsSixProtocolsApart(t *testing.T) {
 func TestAMergedSocketTellsItsRoutesApartByLocalAddress(t *testing.T) {
 	loop := plan.TCPAddr(loopback, 80)
 	six := plan.TCPAddr(netip.IPv6Unspecified(), 80)
-	p := planOf(route("all", hosts("a.x")), route("loop", hosts("a.x"), on(loop)), route("loop-only", hosts("b.x"), on(loop)), route("six", hosts("c.x"), on(six)))
+	p := planOf(route("all", hosts("a.x")), route("loop", hosts("a.x"), on(loop)), route("loop-only", hosts("b.x"), on(loop)), route("six", hosts("c.x"), on(six)),
+		route("link", hosts("d.x"), on(plan.TCPAddr(netip.MustParseAddr("fe80::1"), 80))))
 	table := mustCompile(t, p)
 	for _, c := range []struct{ local, ask, want string }{
 		{"127.0.0.1", "GET a.x/", "loop"},
@@ -398,6 +407,8 @@ func TestAMergedSocketTellsItsRoutesApartByLocalAddress(t *testing.T) {
 		{"10.0.0.1", "GET a.x/", "all"},
 		{"10.0.0.1", "GET b.x/", "no route"},
 		{"fe80::1%eth0", "GET c.x/", "six"},
+		{"fe80::1%eth0", "GET d.x/", "link"},
+		{"fe80::2%eth0", "GET d.x/", "no route"},
 		{"10.0.0.1", "GET c.x/", "no route"},
 	} {
 		if got := ask(table.Port(plan.Addr{Port: 80}, netip.MustParseAddr(c.local)), c.ask); got != c.want {
@@ -508,4 +519,9 @@ func TestManyDeepPatternsFindTheLongest(t *testing.T) {
 	}
 	p := portOf(t, list...)
 	checkAll(t, p, []asked{{"GET a.x/", "r0"}, {"GET a.a.x/", "r1"}, {"GET b.a.a.x/", "r2"}, {"GET z." + name + "/", "r79"}, {"GET z.b." + name[20:] + "/", "r70"}})
+}
+
+func TestADeepPatternOfManyLabelsIsFoundAlone(t *testing.T) {
+	name := strings.Repeat("a.", 70) + "x"
+	checkAll(t, portOf(t, route("r", hosts("**."+name))), []asked{{"GET b.c.d." + name + "/", "r"}, {"GET " + name + "/", "no route"}})
 }
