@@ -5,7 +5,9 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -255,4 +257,22 @@ func (r *Route) ConnStage() bool {
 	}
 	_, tunnel := r.Action.(Tunnel)
 	return tunnel
+}
+
+// Route returns the route of that name, or nil.
+func (p *Plan) Route(name string) *Route {
+	i, ok := slices.BinarySearchFunc(p.Routes, name, func(r *Route, n string) int { return cmp.Compare(r.Name, n) })
+	if !ok {
+		return nil
+	}
+	return p.Routes[i]
+}
+
+// Upstream returns the upstream of that name, or nil.
+func (p *Plan) Upstream(name string) *Upstream {
+	i, ok := slices.BinarySearchFunc(p.Upstreams, name, func(u *Upstream, n string) int { return cmp.Compare(u.Name, n) })
+	if !ok {
+		return nil
+	}
+	return p.Upstreams[i]
 }

@@ -1,0 +1,48 @@
+# make run and make test are all a fresh machine needs: they install what is missing.
+SHELL := /bin/bash
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 60s
+GOBIN := $(shell $(GO) env GOPATH)/bin
+
+.PHONY: build run test test-deps check check-deps fuzz bench bench-deps clean
+
+build:
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/quaymaster ./cmd/quaymaster
+
+run: build
+	./scripts/quickstart $(ARGS)
+
+test-deps:
+	./scripts/deps curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client
+
+test: test-deps
+	$(GO) test -race -timeout 13m ./...
+
+check-deps:
+	@test -x $(GOBIN)/gofumpt || $(GO) install mvdan.cc/gofumpt@v0.12.0
+	@test -x $(GOBIN)/staticcheck || $(GO) install honnef.co/go/tools/cmd/staticcheck@v0.8.2
+	@test -x $(GOBIN)/golangci-lint || $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+check: check-deps
+	@out=$$($(GOBIN)/gofumpt -l .); test -z "$$out" || { echo "gofumpt would change:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GOBIN)/staticcheck ./...
+	$(GOBIN)/golangci-lint run
+	GOOS=darwin $(GO) build ./... && GOOS=freebsd $(GO) build ./... && GOOS=android GOARCH=arm64 $(GO) build ./...
+
+# Every fuzz target for FUZZTIME, one after the other.
+fuzz:
+	@set -e; for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+bench-deps:
+	./scripts/deps haproxy:haproxy nginx:nginx caddy:caddy sniproxy:sniproxy wrk:wrk h2load:nghttp2-client ab:apache2-utils
+
+bench: build
+	$(GO) run ./bench $(ARGS)
+
+clean:
+	rm -rf bin bench/out

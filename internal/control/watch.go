@@ -1,0 +1,95 @@
+package control
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/quaymaster/quaymaster/internal/config"
+)
+
+// A burst of writes is one change: it is taken after quiet without another write, and after patience at the latest.
+// poll finds what the kernel does not tell (a bind-mounted file that was replaced, a network file system).
+const (
+	quiet    = 100 * time.Millisecond
+	patience = 500 * time.Millisecond
+	poll     = 5 * time.Second
+)
+
+// Watch reloads whenever the bytes of the files have changed, until ctx ends. A file that cannot be loaded changes
+// nothing and is tried again when it changes again.
+func (l *Loop) Watch(ctx context.Context) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	for _, f := range l.Now().Files {
+		// The folder, not the file: editors and config maps replace files by renaming others over them.
+		if err := w.Add(filepath.Dir(f)); err != nil {
+			l.o.Log.Warn("folder cannot be watched; its files are compared every few seconds", "path", filepath.Dir(f), "err", err)
+		}
+	}
+	seen := l.fingerprint()
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	settle := time.NewTimer(time.Hour)
+	defer settle.Stop()
+	var first time.Time // of the burst under way
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.Events:
+			now := time.Now()
+			if first.IsZero() {
+				first = now
+			}
+			settle.Reset(max(0, min(quiet, patience-now.Sub(first))))
+		case err := <-w.Errors:
+			l.o.Log.Warn("watching the configuration", "err", err)
+		case <-tick.C:
+			settle.Reset(0)
+		case <-settle.C:
+			first = time.Time{}
+			settle.Reset(time.Hour)
+			if now := l.fingerprint(); now != seen {
+				seen = now
+				_, _ = l.Reload(ctx, ReloadOptions{}) // logged and kept for status by Reload
+			}
+		}
+	}
+}
+
+// fingerprint changes when the bytes of a file do. A file that cannot be read is part of it.
+func (l *Loop) fingerprint() string {
+	files, err := config.FindFiles(l.o.Config)
+	if err != nil {
+		return err.Error()
+	}
+	sources, err := config.ReadFiles(files)
+	if err != nil {
+		return err.Error()
+	}
+	return revision(sources, nil)
+}
+
+// revision names the bytes of a configuration.
+func revision(sources []config.Source, layer *config.Layer) string {
+	h := sha256.New()
+	for _, s := range sources {
+		h.Write([]byte(s.Name))
+		h.Write([]byte{0})
+		h.Write(s.Bytes)
+		h.Write([]byte{0})
+	}
+	if layer != nil {
+		_ = json.NewEncoder(h).Encode(layer) // maps are written sorted, and a hash takes every write
+	}
+	return hex.EncodeToString(h.Sum(nil)[:6])
+}

@@ -1,0 +1,357 @@
+// Package daemon is the whole program wired together: it knows every other package and is known by the command alone.
+//
+// It promises that everything it starts is ended by Stop, in the reverse order, and that nothing that can fail happens
+// after the first connection was taken.
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/quaymaster/quaymaster/internal/api"
+	"github.com/quaymaster/quaymaster/internal/config"
+	"github.com/quaymaster/quaymaster/internal/control"
+	"github.com/quaymaster/quaymaster/internal/edge"
+	"github.com/quaymaster/quaymaster/internal/guard"
+	"github.com/quaymaster/quaymaster/internal/logs"
+	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/pools"
+	"github.com/quaymaster/quaymaster/internal/ports"
+	"github.com/quaymaster/quaymaster/internal/proxy"
+	"github.com/quaymaster/quaymaster/internal/state"
+)
+
+// Options say how a daemon is run.
+type Options struct {
+	Config  string // what -c named: a file, a folder, or "" for the default
+	Socket  string // admin socket instead of the configured one; "" = as configured
+	Watch   bool   // reload when the files change
+	Strict  bool   // a port that is busy at start ends the start
+	Version string
+	Out     io.Writer // access log without a file; nil: os.Stdout
+	Err     io.Writer // log; nil: os.Stderr
+}
+
+// The exit codes of a daemon.
+const (
+	ExitOK     = 0
+	ExitFailed = 1
+	ExitConfig = 2 // the configuration is invalid
+	ExitPort   = 3 // a port could not be had before serving
+	ExitCut    = 4 // stopped, but connections were cut
+)
+
+// A Daemon is one running Quaymaster. New makes it, Run serves until Stop.
+type Daemon struct {
+	o       Options
+	log     *slog.Logger
+	level   *logs.Switch
+	events  *logs.Ring[api.Event]
+	metrics *prometheus.Registry
+	state   *state.Dir
+	access  accessLog
+	guard   *guard.Guard
+	pools   *pools.Pools
+	edge    *edge.Edge
+	ports   *ports.Ports
+	loop    *control.Loop
+	api     *api.API
+	admin   plan.AdminSettings // as started with; cannot change
+
+	phase   atomic.Pointer[phase]
+	undo    undoStack
+	running sync.WaitGroup  // the Run of every live package
+	life    context.Context // ends when the last connection has left
+	asked   chan struct{}   // closed by the first Stop
+	once    sync.Once
+	hurry   chan struct{} // closed by Cut
+	rush    sync.Once
+	cut     int
+}
+
+// phase is what the daemon is doing, and since when.
+type phase struct {
+	name  string // "starting", "serving" or "draining"
+	since time.Time
+}
+
+func (d *Daemon) enter(name string) { d.phase.Store(&phase{name, time.Now()}) }
+
+// New returns a daemon that has done nothing yet.
+func New(o Options) *Daemon {
+	if o.Out == nil {
+		o.Out = os.Stdout
+	}
+	if o.Err == nil {
+		o.Err = os.Stderr
+	}
+	d := &Daemon{
+		o: o, asked: make(chan struct{}), hurry: make(chan struct{}), level: &logs.Switch{},
+		events: logs.NewRing[api.Event](1000), metrics: prometheus.NewRegistry(),
+	}
+	d.enter("starting")
+	return d
+}
+
+// Run serves until Stop is called or something that cannot be mended happens, and returns the exit code. What went
+// wrong before serving is printed to Options.Err as a sentence.
+func (d *Daemon) Run(ctx context.Context) int {
+	if code := d.start(ctx); code != ExitOK {
+		d.undo.unwind(expired())
+		return code
+	}
+	select {
+	case <-d.asked:
+	case <-ctx.Done():
+	}
+	return d.stop()
+}
+
+// start builds and starts everything, from the floor up; each thing that must be ended is pushed on the undo stack.
+func (d *Daemon) start(ctx context.Context) int {
+	first, err := control.Load(nil, d.o.Config, nil)
+	if err != nil {
+		return d.fail(err)
+	}
+	set := &first.Plan.Settings
+	d.log = logs.New(logs.Options{Level: set.LogLevel, Format: set.LogFormat, Out: d.o.Err, Switch: d.level})
+	d.undo.log = d.log
+	d.admin = set.Admin
+	if d.o.Socket != "" {
+		d.admin.Socket = d.o.Socket
+	}
+	if d.state, err = state.Open(set.StateDir); err != nil {
+		return d.fail(err)
+	}
+	d.undo.push("state", func(context.Context) { _ = d.state.Close() })
+	layer, err := d.readLayer()
+	if err == nil && layer != nil {
+		first, err = control.Load(nil, d.o.Config, layer)
+	}
+	if err != nil {
+		return d.fail(err)
+	}
+	run, over := context.WithCancel(context.Background())
+	d.life = run
+	d.undo.push("workers", func(context.Context) { over(); d.running.Wait() })
+	d.build(layer)
+	if err := d.openAdmin(set); err != nil {
+		return d.fail(err)
+	}
+	d.work(run, "guard", d.guard.Run)
+	d.work(run, "pools", d.pools.Run)
+	d.work(run, "ports", d.ports.Run)
+	if err := d.loop.Start(ctx, first); err != nil {
+		return d.fail(err)
+	}
+	for _, w := range first.Warnings {
+		d.log.Warn("configuration", "warning", w.Error.Error())
+	}
+	if d.o.Watch {
+		d.work(run, "watch", d.loop.Watch)
+	}
+	d.enter("serving")
+	d.log.Info("serving", "version", d.o.Version, "pid", os.Getpid(), "config", first.Files, "ports", len(first.Plan.Ports), "routes", len(first.Plan.Routes))
+	return ExitOK
+}
+
+// work runs one live package until the daemon is over.
+func (d *Daemon) work(ctx context.Context, name string, run func(context.Context) error) {
+	d.running.Add(1)
+	go d.worker(ctx, name, run)
+}
+
+func (d *Daemon) worker(ctx context.Context, name string, run func(context.Context) error) {
+	defer d.running.Done()
+	if err := run(ctx); err != nil && ctx.Err() == nil {
+		d.log.Error("part of the daemon ended", "part", name, "err", err)
+	}
+}
+
+// build makes the live packages; none of them has a socket or a goroutine yet.
+func (d *Daemon) build(layer *config.Layer) {
+	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.metrics.MustRegister(buildInfo(d.o.Version))
+	part := func(name string) *slog.Logger { return d.log.With("component", name) }
+	d.guard = guard.New(guard.Options{Log: part("guard"), Registry: d.metrics})
+	d.pools = pools.New(pools.Options{
+		Log: part("pools"), Registry: d.metrics,
+		Ours:      d.isOurs,
+		Listening: d.listeningNear,
+	})
+	d.edge = edge.New(edge.Options{
+		Log: part("edge"), Guard: d.guard, Pools: d.pools, Access: &d.access,
+		Proxy: &proxy.Options{
+			Log: part("proxy"), Pools: d.pools, Guard: d.guard, Registry: d.metrics, Internal: d.internal,
+		},
+	})
+	d.ports = ports.New(ports.Options{
+		Log: part("ports"), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
+		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
+	})
+	d.loop = control.New(control.Options{
+		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Touched: d.edge.Touched, Event: d.event,
+		Log: part("control"), Registry: d.metrics,
+		Followers: []control.Named{
+			{Name: "settings", Follower: &settings{d: d}},
+			{Name: "guard", Follower: d.guard},
+			{Name: "pools", Follower: d.pools},
+			{Name: "edge", Follower: d.edge},
+			{Name: "ports", Follower: d.ports},
+		},
+	})
+	d.api = api.New(d.apiOptions(promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{})))
+}
+
+// internal finds the handler of an Internal action. This version has none.
+func (d *Daemon) internal(string) http.Handler { return http.NotFoundHandler() }
+
+// event tells followers of /v1/events what happened.
+func (d *Daemon) event(kind, object, message string) {
+	e := api.Event{Time: time.Now(), Kind: kind, Object: object, Message: message}
+	d.events.Add(e)
+}
+
+// layerFile holds the API's part of the configuration.
+const layerFile = "api.json"
+
+// readLayer returns nil when there is none.
+func (d *Daemon) readLayer() (*config.Layer, error) {
+	data, err := d.state.Read(layerFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	layer := &config.Layer{}
+	if err := json.Unmarshal(data, layer); err != nil {
+		d.log.Error("routes set by API are left out: their file cannot be read; remove it or mend it, then start again",
+			"path", d.state.Path()+"/"+layerFile, "err", err)
+		return nil, nil
+	}
+	return layer, nil
+}
+
+func (d *Daemon) saveLayer(l *config.Layer) error {
+	data, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return err
+	}
+	return d.state.Write(layerFile, data)
+}
+
+// fail prints why the daemon does not start and returns the exit code for it.
+func (d *Daemon) fail(err error) int {
+	fmt.Fprintln(d.o.Err, err.Error())
+	var bad config.Errors
+	var busy *ports.BindError
+	switch {
+	case errors.As(err, &bad):
+		return ExitConfig
+	case errors.As(err, &busy):
+		return ExitPort
+	}
+	return ExitFailed
+}
+
+// Reload reads the files again. The result is logged.
+func (d *Daemon) Reload() {
+	if d.phase.Load().name == "serving" {
+		_, _ = d.loop.Reload(context.Background(), control.ReloadOptions{}) // logged and kept for status by the loop
+		if err := d.access.reopen(); err != nil {
+			d.log.Error("access log", "err", err)
+		}
+	}
+}
+
+// Stop begins the drain; Run returns when it is over. Later calls change nothing.
+func (d *Daemon) Stop() { d.once.Do(func() { close(d.asked) }) }
+
+// Cut ends a drain at once: what is still open is closed.
+func (d *Daemon) Cut() {
+	d.Stop()
+	d.rush.Do(func() { close(d.hurry) })
+}
+
+// stop drains and ends everything, in the reverse order of start.
+func (d *Daemon) stop() int {
+	d.enter("draining")
+	d.loop.Freeze(control.ErrFrozen)
+	set := d.loop.Now().Plan.Settings
+	d.log.Info("stopping", "shutdown_timeout", set.ShutdownTimeout, "shutdown_delay", set.ShutdownDelay)
+	if set.ShutdownDelay > 0 {
+		d.wait(set.ShutdownDelay)
+	}
+	ctx, done := d.budget(set.ShutdownTimeout)
+	defer done()
+	if err := d.ports.Stop(ctx); err != nil {
+		d.log.Warn("ports are still being closed", "err", err)
+	}
+	d.cut = d.edge.Drain(ctx)
+	d.undo.unwind(ctx)
+	if d.cut > 0 {
+		return ExitCut
+	}
+	select {
+	case <-d.hurry:
+		return ExitCut
+	default:
+		return ExitOK
+	}
+}
+
+// wait passes time, unless Cut is called.
+func (d *Daemon) wait(t time.Duration) {
+	timer := time.NewTimer(t)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-d.hurry:
+	}
+}
+
+// budget is a context that ends after t or with Cut.
+func (d *Daemon) budget(t time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), t)
+	stop := make(chan struct{})
+	d.running.Add(1)
+	go func() {
+		defer d.running.Done()
+		select {
+		case <-d.hurry:
+			cancel()
+		case <-stop:
+		case <-ctx.Done():
+		}
+	}()
+	var once sync.Once
+	return ctx, func() { once.Do(func() { close(stop); cancel() }) }
+}
+
+// expired is a context that is over.
+func expired() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+func buildInfo(version string) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "quaymaster_build_info", Help: "1, with the version as a label.", ConstLabels: prometheus.Labels{"version": version},
+	}, func() float64 { return 1 })
+}

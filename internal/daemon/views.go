@@ -1,0 +1,234 @@
+package daemon
+
+import (
+	"errors"
+	"net/http"
+	"os"
+	"sort"
+	"strconv"
+	"time"
+
+	"github.com/quaymaster/quaymaster/internal/api"
+	"github.com/quaymaster/quaymaster/internal/config"
+	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports"
+)
+
+// maxShown bounds the connections that one answer lists.
+const maxShown = 10_000
+
+// apiOptions wires the API's questions to those who know the answers.
+func (d *Daemon) apiOptions(metrics http.Handler) api.Options {
+	return api.Options{
+		Status:      d.status,
+		Ready:       func() bool { return d.phase.Load().name == "serving" },
+		Control:     (*changes)(d),
+		Editor:      (*changes)(d),
+		Configs:     (*changes)(d),
+		Ports:       (*portView)(d),
+		Upstreams:   d.upstreams,
+		Connections: d.connections,
+		Explain:     d.explain,
+		Events:      d.events,
+		Stop:        d.Stop,
+		Metrics:     metrics,
+		Admin:       d.admin,
+		Log:         d.log.With("component", "api"),
+	}
+}
+
+// status is the daemon as a whole: draining, starting, degraded while something the plan wants is missing, or serving.
+func (d *Daemon) status() api.Status {
+	ph := d.phase.Load()
+	s := api.Status{
+		PID: os.Getpid(), Version: d.o.Version, State: ph.name, Since: ph.since,
+		Config: d.configStatus(), Problems: d.problems(),
+	}
+	g := d.guard.Status()
+	s.Connections = api.Slots{Active: g.Active, Max: g.Max}
+	for _, p := range s.Problems {
+		if s.State == "serving" && p.Kind != "config" && p.Kind != "target" {
+			s.State = "degraded"
+		}
+	}
+	return s
+}
+
+func (d *Daemon) configStatus() api.ConfigStatus {
+	now := d.loop.Now()
+	if now == nil {
+		return api.ConfigStatus{Files: []string{}}
+	}
+	s := api.ConfigStatus{Files: now.Files, Revision: now.Revision, LoadedAt: now.LoadedAt, Error: now.Error}
+	if until := d.loop.Unconfirmed(); !until.IsZero() {
+		s.ConfirmBy = &until
+	}
+	return s
+}
+
+// problems lists what is not as the plan wants it, in a fixed order.
+func (d *Daemon) problems() []api.Trouble {
+	out := []api.Trouble{}
+	if now := d.loop.Now(); now != nil && now.Error != "" {
+		out = append(out, api.Trouble{
+			Kind: "config", Object: now.Revision, Message: "the newest reload was refused: " + now.Error,
+			Remedy: "mend the configuration and run `quaymaster reload`; the one before goes on serving",
+		})
+	}
+	for _, p := range d.ports.Status() {
+		if t := portTrouble(p); t != nil {
+			out = append(out, *t)
+		}
+	}
+	for _, u := range d.pools.Status() {
+		for _, t := range u.Targets {
+			if targetState(string(t.State)) == "down" {
+				out = append(out, api.Trouble{
+					Kind: "target", Object: u.Name + " " + t.Target, Message: "target is down: " + t.Reason,
+					Remedy: "start it, or take it out of upstream " + u.Name,
+				})
+			}
+		}
+	}
+	return out
+}
+
+func portTrouble(p ports.Status) *api.Trouble {
+	switch p.State {
+	case ports.Retrying, ports.Failed:
+		return &api.Trouble{Kind: "port", Object: p.Wanted, Message: p.Error, Remedy: "`quaymaster ports who " + strconv.Itoa(int(p.Port)) + "` shows who has it; it is taken by itself when it becomes free"}
+	case ports.Fallback:
+		return &api.Trouble{
+			Kind: "port", Object: p.Wanted, Message: "port " + p.Wanted + " was busy and " + p.Address + ":" + strconv.Itoa(int(p.Port)) + " serves instead",
+			Remedy: "free " + p.Wanted + " and reload",
+		}
+	}
+	return nil
+}
+
+// portView shows the ports.
+type portView Daemon
+
+// Ports lists every socket held or wanted.
+func (v *portView) Ports() []api.Port {
+	list := v.ports.Status()
+	out := make([]api.Port, 0, len(list))
+	for _, p := range list {
+		out = append(out, apiPort(p))
+	}
+	return out
+}
+
+// History is what happened to a port, oldest first.
+func (v *portView) History(port uint16) []api.PortEvent {
+	list := v.ports.History(port)
+	out := make([]api.PortEvent, 0, len(list))
+	for _, e := range list {
+		out = append(out, api.PortEvent{Time: e.Time, State: string(e.State), Address: e.Address, Message: e.Reason})
+	}
+	return out
+}
+
+func apiPort(p ports.Status) api.Port {
+	routes := p.Routes
+	if routes == nil {
+		routes = []string{}
+	}
+	a := api.Port{
+		Proto: p.Proto, Address: p.Address, Port: int(p.Port), Wanted: p.Wanted, State: string(p.State), Since: p.Since,
+		Source: p.Source, Routes: routes, App: p.App, Error: p.Error,
+	}
+	if !p.NextTry.IsZero() {
+		next := p.NextTry
+		a.NextTry = &next
+	}
+	if h := p.Holder; h != nil {
+		a.Holder = &api.Holder{
+			PID: h.Pid, Started: h.Started, Command: h.Command, Exe: h.Exe, User: h.User, Unit: h.Unit, Container: h.Container,
+		}
+	}
+	return a
+}
+
+// targetState is the state of a target as the contract has it: whether connections go there.
+func targetState(s string) string {
+	if s == "down" || s == "out" {
+		return "down"
+	}
+	return "up"
+}
+
+func (d *Daemon) upstreams() []api.Upstream {
+	list := d.pools.Status()
+	out := make([]api.Upstream, 0, len(list))
+	for _, u := range list {
+		a := api.Upstream{Name: u.Name, Targets: []api.Target{}}
+		for _, t := range u.Targets {
+			a.Targets = append(a.Targets, api.Target{
+				Target: t.Target, State: targetState(string(t.State)), Reason: t.Reason, Since: t.Since,
+				Active: t.Active, Idle: t.Idle, Weight: int(t.Weight),
+			})
+		}
+		out = append(out, a)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+func (d *Daemon) connections() []api.Connection {
+	list, _ := d.edge.Connections(maxShown)
+	out := make([]api.Connection, 0, len(list))
+	for _, c := range list {
+		out = append(out, api.Connection{
+			ID: strconv.FormatUint(c.ID, 10), Client: c.Client, Local: c.Local, Protocol: c.Protocol, State: c.State,
+			Since: c.Since, Route: c.Route, Target: c.Target,
+		})
+	}
+	return out
+}
+
+// problemOf is the answer for an error of control or config.
+func problemOf(err error) error {
+	var bad config.Errors
+	var held *config.Conflict
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &bad):
+		return &api.Problem{
+			Type: api.Invalid, Title: "Invalid configuration", Status: http.StatusUnprocessableEntity,
+			Detail: "the configuration has " + strconv.Itoa(len(bad)) + " fault(s); nothing was changed", Errors: findings(bad),
+		}
+	case errors.As(err, &held):
+		return api.HeldByFile("route", held.Name, held.Where)
+	}
+	return &api.Problem{
+		Type: api.Unavailable, Title: "The change could not be had", Status: http.StatusConflict,
+		Detail: err.Error() + "; nothing was changed, the configuration before goes on serving",
+		Errors: []api.Finding{{Message: err.Error()}},
+	}
+}
+
+func findings(list config.Errors) []api.Finding {
+	out := make([]api.Finding, 0, len(list))
+	for _, e := range list {
+		out = append(out, api.Finding{File: e.File, Line: e.Line, Col: e.Col, Path: e.Path, Message: e.Message, Remedy: e.Remedy})
+	}
+	return out
+}
+
+func items(list []plan.Change) []api.Item {
+	out := make([]api.Item, 0, len(list))
+	for _, c := range list {
+		out = append(out, api.Item{Kind: string(c.Kind), Name: c.Name, Change: string(c.Op), Detail: c.Detail})
+	}
+	return out
+}
+
+func confirmBy(now time.Time, after time.Duration) *time.Time {
+	if after <= 0 {
+		return nil
+	}
+	t := now.Add(after)
+	return &t
+}

@@ -1,0 +1,328 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quaymaster/quaymaster/internal/edge/http1"
+	"github.com/quaymaster/quaymaster/internal/guard"
+	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/proxy"
+	"github.com/quaymaster/quaymaster/internal/route"
+	"github.com/quaymaster/quaymaster/internal/sniff"
+	"github.com/quaymaster/quaymaster/internal/wire"
+)
+
+// conn is one client connection. Its goroutine owns it; what others may touch is atomic or guarded by Edge.mu.
+type conn struct {
+	info wire.ConnInfo
+	c    net.Conn
+	e    *Edge
+	port *plan.Port
+
+	// seen caches which part of the table this connection looks at; owned by the connection's goroutine.
+	seen struct {
+		table *route.Table
+		port  *route.Port
+	}
+	identified bool // a per-IP slot is held
+
+	route      atomic.Pointer[proxy.Route] // where an exchange or tunnel stands right now
+	target     atomic.Pointer[net.Conn]    // of a tunnel
+	member     atomic.Pointer[string]      // text of the tunnel's target
+	cut        atomic.Bool                 // ended by us
+	prev, next *conn                       // guarded by Edge.mu
+}
+
+// Serve begins to serve c, which arrived at the port, in a goroutine of its own, and returns. The connection is closed
+// when it is over. The caller has taken a slot with Guard.Accept; it is given back then. Drain waits for every
+// connection that Serve was called with.
+func (e *Edge) Serve(c net.Conn, port *plan.Port) {
+	k := &conn{c: c, e: e, port: port}
+	k.info.ID = e.nextID.Add(1)
+	k.info.Since = time.Now()
+	e.add(k)
+	go k.serve()
+}
+
+// serve is the whole life of the connection.
+func (k *conn) serve() {
+	e, c := k.e, k.c
+	k.info.Peer = addrPort(c.RemoteAddr())
+	k.info.Local = addrPort(c.LocalAddr())
+	k.info.Client = k.info.Peer
+	e.o.Guard.Arrived(k.port.Addr.String())
+	if first := k.open(); first != nil {
+		k.serveHTTP1(first)
+	}
+	_ = c.Close()
+	if k.identified {
+		e.o.Guard.Forget(k.info.Client.Addr())
+	}
+	e.remove(k)
+	e.o.Guard.Leave()
+}
+
+// serveHTTP1 is kept small: its frame stands under every parked connection.
+func (c *conn) serveHTTP1(first *wire.Buffer) {
+	_ = http1.Serve(c.c, &c.info, first, &http1.Options{
+		Handle: c.handle, Settings: c.settings, Draining: c.e.draining.Load, Refuse: c.refuseHead,
+	})
+}
+
+func (c *conn) settings() http1.Settings { return c.e.snap.Load().h1 }
+
+// openings hold what a client says before it is known what it speaks.
+var openings = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
+
+// open does everything up to the protocol: PROXY header, per-IP gate, sniffing, and the connection stage. It returns
+// what an HTTP/1 client has said so far, or nil when the connection is over.
+func (c *conn) open() *wire.Buffer {
+	s := c.e.snap.Load()
+	p := openings.Get().(*[]byte)
+	defer openings.Put(p)
+	have := (*p)[:0]
+	if c.port.Proxy != nil {
+		var ok bool
+		if have, ok = c.readProxy(have, &s.plan.Settings); !ok {
+			return nil
+		}
+	}
+	c.info.ClientText = c.info.Client.Addr().AppendTo(nil)
+	if !c.identify() {
+		return nil
+	}
+	tp := c.portOf(s)
+	if c.port.Tunnel && len(have) == 0 {
+		if rule := tp.FirstSpeaker(c.info.Client.Addr()); rule != nil {
+			c.tunnel(s, rule, nil, nil)
+			return nil
+		}
+	}
+	res, err := sniff.Read(c.c, have, c.patience(tp, &s.plan.Settings.Timeouts))
+	if cap(res.Bytes) > cap(*p) && cap(res.Bytes) <= 64<<10 {
+		*p = res.Bytes[:0] // grown: keep the larger one
+	}
+	if len(res.Bytes) == 0 && err != nil && !isTimeout(err) {
+		return nil // came and went without a word
+	}
+	switch res.Kind {
+	case sniff.HTTP1:
+		if !tp.HasHTTP() {
+			c.unknown(&res)
+			return nil
+		}
+		b := wire.GetBuffer()
+		b.Append(res.Bytes)
+		return b
+	case sniff.TLS:
+		c.serveTLS(s, tp, &res)
+	default:
+		c.serveOther(s, tp, &res, err)
+	}
+	return nil
+}
+
+// patience is how long the client may take to say what it speaks. On a port that also has a route for silent clients
+// the first byte is awaited for the sniff time alone.
+func (c *conn) patience(tp *route.Port, t *plan.Timeouts) sniff.Options {
+	o := sniff.Options{Silence: t.ClientHello, Hello: t.ClientHello}
+	if tp.HasHTTP() {
+		o.Silence = t.RequestHeader
+	}
+	if tp.HasTCP() {
+		o.Silence = t.Sniff
+	}
+	return o
+}
+
+// portOf is the part of the table that this connection sees in s.
+func (c *conn) portOf(s *snapshot) *route.Port {
+	if c.seen.table != s.table {
+		c.seen.table, c.seen.port = s.table, s.table.Port(c.port.Addr, c.info.Local.Addr())
+	}
+	return c.seen.port
+}
+
+// readProxy reads the PROXY header of a trusted sender. From anybody else none is looked for, and where one is
+// required the connection is refused.
+func (c *conn) readProxy(have []byte, set *plan.Settings) ([]byte, bool) {
+	want := c.port.Proxy
+	if !contains(want.From, c.info.Peer.Addr()) {
+		if want.Require {
+			c.reject(guard.ProxyHeader, "no PROXY header is taken from this sender: add it to proxy_protocol.from")
+			return nil, false
+		}
+		return have, true
+	}
+	src, dst, _, rest, err := sniff.ReadProxy(c.c, have, want.Require, time.Now().Add(set.Timeouts.ClientHello))
+	if err != nil {
+		c.reject(guard.ProxyHeader, err.Error())
+		return nil, false
+	}
+	if src.IsValid() {
+		c.info.Client = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+	}
+	if dst.IsValid() {
+		c.info.Local = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	}
+	return rest, true
+}
+
+func contains(list []netip.Prefix, a netip.Addr) bool {
+	for _, p := range list {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// identify passes the second gate: limits on the real client address.
+func (c *conn) identify() bool {
+	ip := c.info.Client.Addr()
+	if !ip.IsValid() {
+		return true // a unix socket has no address to count by
+	}
+	if why, ok := c.e.o.Guard.Identify(ip); !ok {
+		c.reject(why, "")
+		return false
+	}
+	c.identified = true
+	return true
+}
+
+// reject counts a connection that ends here. What the client sees is a close.
+func (c *conn) reject(why guard.Reason, detail string) {
+	c.e.o.Guard.Reject(why, c.info.Client.Addr(), c.port.Addr.String(), detail)
+}
+
+// serveTLS finds the route for a ClientHello and tunnels it untouched.
+func (c *conn) serveTLS(s *snapshot, tp *route.Port, res *sniff.Result) {
+	q := route.ConnQuery{Kind: route.ConnTLS, Name: res.Hello.Name, ALPN: res.Hello.ALPN, Client: c.info.Client.Addr()}
+	rule := tp.Conn(&q)
+	switch {
+	case rule == nil && !tp.HasTLS():
+		c.unknown(res)
+	case rule == nil:
+		c.alert(sniff.UnrecognizedName, guard.NoRoute, res.Hello.Name)
+	default:
+		if _, blocked := rule.Route.Action.(plan.Block); blocked {
+			c.alert(sniff.AccessDenied, guard.Denied, res.Hello.Name)
+			return
+		}
+		c.tunnel(s, rule, res.Bytes, &res.Hello)
+	}
+}
+
+// serveOther serves what is neither HTTP/1 nor TLS, or nothing at all.
+func (c *conn) serveOther(s *snapshot, tp *route.Port, res *sniff.Result, err error) {
+	q := route.ConnQuery{Kind: route.ConnOther, Client: c.info.Client.Addr()}
+	switch res.Kind {
+	case sniff.SSH:
+		q.Kind = route.ConnSSH
+	case sniff.Silent:
+		q.Kind = route.ConnSilent
+	case sniff.Broken:
+		c.broken(res, err)
+		return
+	}
+	rule := tp.Conn(&q)
+	if rule != nil {
+		if _, blocked := rule.Route.Action.(plan.Block); !blocked {
+			c.tunnel(s, rule, res.Bytes, nil)
+			return
+		}
+		c.reject(guard.Denied, rule.Route.Name)
+		return
+	}
+	if res.Kind == sniff.Silent {
+		c.silent(tp)
+		return
+	}
+	c.unknown(res)
+}
+
+// silent ends a connection that said nothing in time.
+func (c *conn) silent(tp *route.Port) {
+	if tp.HasHTTP() {
+		c.reject(guard.HeaderTimeout, "")
+		return
+	}
+	c.reject(guard.HelloTimeout, "")
+}
+
+// broken ends a connection whose ClientHello did not come or cannot be read.
+func (c *conn) broken(res *sniff.Result, err error) {
+	if isTimeout(err) {
+		c.reject(guard.HelloTimeout, "")
+		return
+	}
+	detail := ""
+	if err != nil {
+		detail = err.Error()
+	}
+	c.alert(sniff.DecodeError, guard.TLS, detail)
+}
+
+// alert ends a TLS connection with an alert record.
+func (c *conn) alert(a sniff.Alert, why guard.Reason, detail string) {
+	c.reject(why, detail)
+	c.sendAlert(a)
+}
+
+func (c *conn) sendAlert(a sniff.Alert) {
+	_ = c.c.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = c.c.Write(a.Bytes()) // the connection ends either way
+	lingerClose(c.c)
+}
+
+// lingerClose lets the last bytes reach a peer that is still sending: closing a socket with unread bytes resets it,
+// and the reset overtakes what was written (RFC 9112 section 9.6).
+func lingerClose(c net.Conn) {
+	t, ok := c.(interface{ CloseWrite() error })
+	if !ok || t.CloseWrite() != nil {
+		return
+	}
+	_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	var sink [512]byte
+	for left := 64 << 10; left > 0; {
+		n, err := c.Read(sink[:])
+		if err != nil {
+			return
+		}
+		left -= n
+	}
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// targetText is the target of the tunnel this connection is, "" if it is none.
+func (c *conn) targetText() string {
+	if t := c.member.Load(); t != nil {
+		return *t
+	}
+	return ""
+}
+
+func (c *conn) describe() Connection {
+	d := Connection{
+		ID: c.info.ID, Client: c.info.Client.String(), Local: c.port.Addr.String(),
+		State: wire.ConnState(c.info.State.Load()).String(), Since: c.info.Since, Target: c.targetText(),
+	}
+	if r := c.route.Load(); r != nil {
+		d.Route = r.Plan.Name
+	}
+	return d
+}
+
+// background is what dials of a connection's goroutine run under; ends are by deadline and by c.cut.
+var background = context.Background()

@@ -1,0 +1,85 @@
+package edge
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/quaymaster/quaymaster/internal/guard"
+	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/proxy"
+	"github.com/quaymaster/quaymaster/internal/route"
+	"github.com/quaymaster/quaymaster/internal/wire"
+)
+
+// handle acts out one exchange: which route by the table of this moment, then the route's own doing, then the log.
+func (c *conn) handle(ex *wire.Exchange) {
+	s, rule, verdict := c.choose(ex)
+	switch {
+	case rule != nil:
+		live := s.routes[rule.Index]
+		c.route.Store(live)
+		live.Serve(ex)
+		c.route.Store(nil)
+		live.Life.Drop()
+	case verdict == route.Ambiguous:
+		proxy.Refuse(ex, 400, "bad_request", "the path has readings that belong to different routes", 0)
+	case c.portOf(s).TLSOnly(ex.Req.Authority):
+		proxy.RedirectTLS(ex)
+	default:
+		c.reject(guard.NoRoute, "")
+		proxy.Refuse(ex, 404, "no_route", "", 0)
+	}
+	if s.plan.Settings.AccessLog.Enabled || ex.Log.Reason != "" {
+		c.logExchange(s, ex)
+	}
+}
+
+// choose finds the rule for a request and takes a reference on its route. A route that ended between the two is looked
+// up again in the newer table.
+func (c *conn) choose(ex *wire.Exchange) (*snapshot, *route.Rule, route.Verdict) {
+	for {
+		s := c.e.snap.Load()
+		q := route.Request{
+			Method: ex.Req.Method, Host: ex.Req.Authority, Target: ex.Req.Target, Client: c.clientOf(ex, s),
+			Fields: &ex.Req,
+		}
+		q.Protocols = route.ProtocolsOf(&ex.Req, plan.ProtoHTTP1, ex.Req.Method, ex.Req.Target, ex.Req.Upgrade, nil)
+		rule, verdict := c.portOf(s).Request(&q)
+		if rule == nil || s.routes[rule.Index].Life.Hold() {
+			return s, rule, verdict
+		}
+	}
+}
+
+// clientOf is the address that client_ips and limits of a request go by.
+func (c *conn) clientOf(ex *wire.Exchange, s *snapshot) netip.Addr {
+	a := c.info.Client.Addr()
+	if trusted := s.plan.Settings.TrustedProxies; len(trusted) > 0 && contains(trusted, a) {
+		return proxy.ForwardedClient(&ex.Req, a, trusted)
+	}
+	return a
+}
+
+// refuseHead counts a request that could not be read; http1 has answered it.
+func (c *conn) refuseHead(_ *wire.ConnInfo, e *wire.ParseError) {
+	why := guard.BadRequest
+	if e.Status == 408 {
+		why = guard.HeaderTimeout
+	}
+	c.reject(why, e.What)
+}
+
+func (c *conn) logExchange(s *snapshot, ex *wire.Exchange) {
+	agent, _ := ex.Req.Field("User-Agent")
+	e := entry{
+		start: ex.Start, took: time.Since(ex.Start), client: c.clientOf(ex, s), kind: "http", proto: "HTTP/1.1",
+		method: ex.Req.Method, host: ex.Req.Authority, target: ex.Req.Target, agent: agent, Record: &ex.Log,
+	}
+	if ex.Req.Minor == 0 {
+		e.proto = "HTTP/1.0"
+	}
+	if ex.Log.Reason != "" {
+		c.e.failed.keep(&e)
+	}
+	c.e.access.write(&s.plan.Settings.AccessLog, &e)
+}

@@ -1,0 +1,41 @@
+package edge
+
+import "sync"
+
+// failures keeps the last exchanges that went wrong, so that the request id on an error page can be explained.
+type failures struct {
+	mu   sync.Mutex // guards what follows
+	ring [512]failure
+	next int
+}
+
+type failure struct {
+	id   string
+	line []byte // as the access log has it, JSON
+}
+
+// keep copies the entry over the oldest one.
+func (f *failures) keep(e *entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	slot := &f.ring[f.next]
+	f.next = (f.next + 1) % len(f.ring)
+	slot.id = string(e.ID)
+	slot.line = e.appendJSON(slot.line[:0])
+	if cap(slot.line) > 8<<10 {
+		slot.line = append([]byte(nil), slot.line[:min(len(slot.line), 8<<10)]...)
+	}
+}
+
+// Failure is the access-log line (JSON) of a recent exchange that went wrong, by its request id.
+func (e *Edge) Failure(id string) ([]byte, bool) {
+	f := &e.failed
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.ring {
+		if f.ring[i].id == id && id != "" {
+			return append([]byte(nil), f.ring[i].line...), true
+		}
+	}
+	return nil, false
+}
