@@ -72,10 +72,19 @@ func New(o Options) *slog.Logger {
 	}
 	_ = o.Switch.Set(o.Level, "")
 	_ = o.Switch.Set("", o.Format)
-	h := &slog.HandlerOptions{Level: &o.Switch.level, ReplaceAttr: redact}
+	text := &slog.HandlerOptions{Level: &o.Switch.level, ReplaceAttr: redact}
+	js := &slog.HandlerOptions{Level: &o.Switch.level, ReplaceAttr: inSeconds}
 	return slog.New(&handler{
-		set: o.Switch, tty: terminal(o.Out), json: slog.NewJSONHandler(o.Out, h), text: slog.NewTextHandler(o.Out, h),
+		set: o.Switch, tty: terminal(o.Out), json: slog.NewJSONHandler(o.Out, js), text: slog.NewTextHandler(o.Out, text),
 	})
+}
+
+// inSeconds is redact, and writes durations as JSON has them everywhere here: in seconds.
+func inSeconds(groups []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.Float64(a.Key, a.Value.Duration().Seconds())
+	}
+	return redact(groups, a)
 }
 
 // handler writes each record in the format that the switch names at that moment.

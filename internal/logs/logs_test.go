@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -64,6 +65,16 @@ func TestNew_NeverPrintsSecrets(t *testing.T) {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s: %q is missing in %s", format, want, got)
 			}
+		}
+	}
+}
+
+func TestNew_DurationsAreSecondsInJSONAndWordsInText(t *testing.T) {
+	for format, want := range map[string]string{"json": `"took":1.5}`, "text": "took=1.5s"} {
+		var out bytes.Buffer
+		New(Options{Format: format, Out: &out}).Info("m", "took", 1500*time.Millisecond)
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s: %s", format, out.String())
 		}
 	}
 }
