@@ -210,14 +210,15 @@ const (
 type ceiling struct {
 	wanted   int
 	files    uint64
-	reserved uint64
+	ideal    uint64 // files to be kept for other things
+	reserved uint64 // of them, what a small limit leaves
 	max      int
 }
 
 // ceilingOf clamps the wanted number of connections to what the descriptors hold. At least one is always admitted.
 func ceilingOf(wanted int, files uint64, ports int) ceiling {
-	c := ceiling{wanted: wanted, files: files}
-	c.reserved = min(reservedFiles+uint64(ports), files/2)
+	c := ceiling{wanted: wanted, files: files, ideal: reservedFiles + uint64(ports)}
+	c.reserved = min(c.ideal, files/2)
 	held := max((files-c.reserved)/filesPerConn, 1)
 	c.max = int(min(held, mostConns))
 	if wanted > 0 {
@@ -231,10 +232,12 @@ func (c ceiling) tell(log *slog.Logger) {
 		"max", c.max, "wanted", c.wanted, "open_files", c.files, "reserved", c.reserved, "files_per_connection", filesPerConn,
 	}
 	if c.wanted > c.max {
-		need := uint64(c.wanted)*filesPerConn + 2*c.reserved
 		log.Warn("max_connections is more than the open files allow", append(attrs,
-			"remedy", fmt.Sprintf("raise the limit of open files to %d (LimitNOFILE= or ulimit -n), or lower max_connections", need))...)
+			"remedy", fmt.Sprintf("raise the limit of open files to %d (LimitNOFILE= or ulimit -n), or lower max_connections", c.enough()))...)
 		return
 	}
 	log.Info("connection slots", attrs...)
 }
+
+// enough is how many open files would hold what was wanted.
+func (c ceiling) enough() uint64 { return uint64(c.wanted)*filesPerConn + c.ideal }

@@ -165,7 +165,7 @@ func TestTheFileComesBeforeTheAPI(t *testing.T) {
 	checkAll(t, p, []asked{{"GET h/", "file"}})
 }
 
-func TestH10_APathThatCanBeReadTwoWaysIsRefusedWhereItMatters(t *testing.T) {
+func TestAPathThatCanBeReadTwoWaysIsRefusedWhereItMatters(t *testing.T) {
 	p := portOf(t, route("site", hosts("a.x"), paths("/*")), route("admin", hosts("a.x"), paths("/admin/*")),
 		route("plain", hosts("b.x")), route("param", hosts("c.x"), paths("/:one")),
 		route("rest", hosts("d.x"), paths("/*")), route("xy", hosts("d.x"), paths("/x/y")), route("xab", hosts("d.x"), paths("/x/a/b")))
@@ -361,7 +361,7 @@ func TestAPortOfTunnelsIsNotSniffed(t *testing.T) {
 	}
 }
 
-func TestC18_OnePortTellsSixProtocolsApart(t *testing.T) {
+func TestOnePortTellsSixProtocolsApart(t *testing.T) {
 	p := portOf(t, route("plain"), route("ws", protocols(plan.ProtoWebSocket)), route("sio", protocols(plan.ProtoSocketIO)), route("grpc", protocols(plan.ProtoGRPC)),
 		route("soap", protocols(plan.ProtoSOAP)), route("rpc", protocols(plan.ProtoJSONRPC)), route("one", protocols(plan.ProtoHTTP1), hosts("one.x")))
 	for _, c := range []struct {
