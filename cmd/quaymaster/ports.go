@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quaymaster/quaymaster/internal/api"
+)
+
+func (s *shell) portsVerb() *cobra.Command {
+	c := verb(
+		"ports", "List every port the daemon holds or wants", "quaymaster ports --json", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error {
+			return show(ctx, s, "/v1/ports", func(list *[]api.Port) { s.printPorts(*list) })
+		},
+	)
+	c.AddCommand(
+		verb(
+			"who PORT", "Say who listens on a port; exit 1 if nobody does. Needs no daemon", "quaymaster ports who 443",
+			cobra.ExactArgs(1), func(_ context.Context, args []string) error { return s.who(args[0]) },
+		),
+		verb(
+			"history PORT", "Say what happened to a port", "quaymaster ports history 443",
+			cobra.ExactArgs(1), func(ctx context.Context, args []string) error { return s.history(ctx, args[0]) },
+		),
+	)
+	return c
+}
+
+func (s *shell) printPorts(list []api.Port) {
+	rows := make([][]string, 0, len(list))
+	for _, p := range list {
+		at := p.Address
+		if p.Proto != "unix" {
+			at = net.JoinHostPort(p.Address, strconv.Itoa(p.Port))
+		}
+		by := holder(p.Holder)
+		if by == "" && p.Error != "" {
+			by = p.Error
+		}
+		next := ""
+		if p.NextTry != nil {
+			next = "in " + span(time.Until(*p.NextTry))
+		}
+		rows = append(rows, []string{p.Wanted, p.Proto, at, p.State, ago(p.Since), strings.Join(p.Routes, ","), by, next})
+	}
+	table(s.out, "PORT PROTO ADDRESS STATE FOR ROUTES HOLDER NEXT-TRY", rows)
+}
+
+// portNumber reads an argument that must be a port.
+func portNumber(text string) (uint16, error) {
+	n, err := strconv.ParseUint(strings.TrimPrefix(text, ":"), 10, 16)
+	if err != nil || n == 0 {
+		return 0, &coded{exitUsage, fmt.Errorf("cannot use %q as a port: write a number from 1 to 65535", text)}
+	}
+	return uint16(n), nil
+}
+
+func (s *shell) who(text string) error {
+	port, err := portNumber(text)
+	if err != nil {
+		return err
+	}
+	found, err := api.Who(port)
+	if err != nil {
+		return fmt.Errorf("cannot look up who listens on port %d: %w", port, err)
+	}
+	switch {
+	case s.json:
+		if err := s.printJSON(found); err != nil {
+			return err
+		}
+	case len(found) > 0:
+		rows := make([][]string, 0, len(found))
+		for _, l := range found {
+			h := l.Holder
+			if h == nil {
+				h = &api.Holder{}
+			}
+			pid := ""
+			if h.PID > 0 {
+				pid = strconv.Itoa(h.PID)
+			}
+			rows = append(rows, []string{
+				net.JoinHostPort(l.Address, strconv.Itoa(l.Port)), l.Proto, pid, h.User, h.Unit + h.Container, ago(h.Started), h.Command,
+			})
+		}
+		table(s.out, "PORT PROTO PID USER UNIT FOR COMMAND", rows)
+	}
+	if len(found) > 0 {
+		return nil
+	}
+	if !s.json {
+		fmt.Fprintf(s.out, "nobody listens on port %d\n", port)
+	}
+	return &coded{exitFailed, nil}
+}
+
+func (s *shell) history(ctx context.Context, text string) error {
+	port, err := portNumber(text)
+	if err != nil {
+		return err
+	}
+	path := "/v1/ports/" + strconv.Itoa(int(port))
+	return show(ctx, s, path, func(d *api.PortDetail) {
+		rows := make([][]string, 0, len(d.History))
+		for _, e := range d.History {
+			rows = append(rows, []string{strconv.Itoa(int(port)), e.Time.Local().Format(time.DateTime), e.State, e.Address, e.Message})
+		}
+		table(s.out, "PORT TIME STATE ADDRESS WHAT", rows)
+	})
+}
