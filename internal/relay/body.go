@@ -83,6 +83,12 @@ type copying struct {
 
 func (b *copying) run(p []byte) (n int64, err error) {
 	for {
+		if b.src.Buffered() == 0 {
+			b.allow()
+			if err := b.dst.Flush(); err != nil {
+				return n, &SideError{Dest, stalled(err)}
+			}
+		}
 		size, end, err := b.read(p)
 		if err != nil {
 			return n, &SideError{Source, err}
@@ -102,11 +108,6 @@ func (b *copying) run(p []byte) (n int64, err error) {
 				return n, &SideError{Dest, stalled(err)}
 			}
 			return n, nil
-		}
-		if b.src.Buffered() == 0 {
-			if err := b.dst.Flush(); err != nil {
-				return n, &SideError{Dest, stalled(err)}
-			}
 		}
 	}
 }
@@ -174,10 +175,9 @@ func stalled(err error) error {
 
 // handed is a body in the hands of the kernel: it watches the clocks of its mover.
 type handed struct {
-	m    *mover
-	f    *Flow
-	own  Activity
-	sent bool // the writer's clock has been set
+	m   *mover
+	f   *Flow
+	own Activity
 }
 
 var handeds = sync.Pool{New: func() any { return &handed{m: newMover()} }}

@@ -124,7 +124,7 @@ func (m *mover) run() (side Side, err error) {
 	for m.left != 0 {
 		err := m.await()
 		switch {
-		case err == errLeave:
+		case errors.Is(err, errLeave):
 			if err := m.part(); err != nil {
 				return Dest, err
 			}
@@ -227,17 +227,17 @@ func (m *mover) readPipe(fd uintptr) (done, ok bool) {
 		}
 	}
 	n, err := m.pipe.fill(int(fd), m.limit(m.pipe.size))
-	switch err {
-	case nil:
+	switch {
+	case err == nil:
 		m.n, m.spliced = n, true
 		if n < shortMove {
 			m.full = 0
 		}
 		return true, true
-	case syscall.EAGAIN:
+	case errors.Is(err, syscall.EAGAIN):
 		m.dropPipe(true)
 		return false, true
-	case syscall.EINVAL, syscall.ENOSYS:
+	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENOSYS):
 		m.dropPipe(true)
 		m.full = noSplice
 		return false, false
@@ -274,7 +274,7 @@ func (m *mover) sendPipe(fd uintptr) bool {
 	for m.n > 0 {
 		n, err := m.pipe.drain(int(fd), m.n)
 		switch {
-		case err == syscall.EAGAIN:
+		case errors.Is(err, syscall.EAGAIN):
 			return false
 		case err != nil:
 			m.errno = os.NewSyscallError("splice", err)

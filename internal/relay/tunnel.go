@@ -226,7 +226,7 @@ func (t *Tunnel) causeOf(m *mover, side Side, err error) Cause {
 		return Idle
 	case errors.Is(err, ErrStall):
 		return Stall
-	case err == errCut || errors.Is(err, net.ErrClosed):
+	case errors.Is(err, errCut), errors.Is(err, net.ErrClosed):
 		return Cut
 	case (m.src == t.Client.Conn) == (side == Source):
 		return ClientReset

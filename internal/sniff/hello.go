@@ -1,6 +1,7 @@
 package sniff
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 )
@@ -18,6 +19,7 @@ const (
 	randomAt        = messageHeader + 2
 	sessionAt       = randomAt + 32
 	maxName         = 255
+	maxOffers       = 100 // entries of an ALPN list
 )
 
 // A Hello is what routing needs of a ClientHello.
@@ -48,7 +50,7 @@ func (a Alert) Bytes() []byte { return []byte{recordAlert, 3, 3, 0, 2, 2, byte(a
 var helloErrors = map[Alert]error{
 	UnexpectedMessage: errors.New("sniff: tls: first message is not a client hello"),
 	RecordOverflow:    errors.New("sniff: tls: client hello too large"),
-	IllegalParameter:  errors.New("sniff: tls: server name is not a host name"),
+	IllegalParameter:  errors.New("sniff: tls: server name or protocol list out of bounds"),
 	DecodeError:       errors.New("sniff: tls: malformed client hello"),
 }
 
@@ -222,10 +224,8 @@ func (h *Hello) serverName(data []byte) Alert {
 // hostName lowers a name and takes one trailing dot off. Only visible ASCII is a name: it ends up in logs and look-ups.
 func hostName(name []byte) (string, bool) {
 	var low [maxName]byte
-	if len(name) > 1 && name[len(name)-1] == '.' {
-		name = name[:len(name)-1]
-	}
-	if len(name) > maxName {
+	name = bytes.TrimSuffix(name, []byte{'.'})
+	if len(name) == 0 || len(name) > maxName || name[len(name)-1] == '.' {
 		return "", false
 	}
 	for i, c := range name {
@@ -268,6 +268,9 @@ func (h *Hello) protocols(data []byte) Alert {
 		name, ok := s.vector8()
 		if !ok || len(name) == 0 {
 			return DecodeError
+		}
+		if len(h.ALPN) == maxOffers {
+			return IllegalParameter
 		}
 		h.ALPN = append(h.ALPN, string(name))
 	}
