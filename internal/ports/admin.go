@@ -39,11 +39,13 @@ func (ps *Ports) ListenAdmin(path, mode, group string) (net.Listener, error) {
 	a := plan.Addr{Network: plan.Unix, Path: path}
 	s, err := bindUnix(path, os.FileMode(bits))
 	if err != nil {
-		return nil, bindError(a, err)
+		failed := bindError(a, err)
+		failed.lookUp()
+		return nil, failed
 	}
 	if group != "" {
 		if err := chgrp(path, group); err != nil {
-			s.stop(false)
+			s.stop(drop)
 			return nil, err
 		}
 	}
@@ -79,7 +81,7 @@ func (ps *Ports) ListenTCP(source, address string) (net.Listener, error) {
 	b := ps.binder()
 	g, failed := b.one(a, &plan.Port{Addr: a})
 	if failed != nil {
-		failed.blameNow()
+		failed.lookUp()
 		return nil, failed
 	}
 	s := g.socks[0]
@@ -112,13 +114,6 @@ func parseAddress(text string) (plan.Addr, error) {
 	return plan.TCPAddr(ip, uint16(port)), nil
 }
 
-// blameNow looks up who holds the address of one error.
-func (e *BindError) blameNow() {
-	if e.Kind == InUse && !e.looked && e.Proto == "tcp" {
-		e.blame(Who("tcp", e.Addr.Port))
-	}
-}
-
 // keep lists s as one of our own.
 func (ps *Ports) keep(s *socket, source, wanted string) net.Listener {
 	o := &ownListener{listener: s.ln, ps: ps, socket: s, source: source, wanted: wanted, since: time.Now()}
@@ -137,7 +132,7 @@ func (o *ownListener) Close() error {
 		o.ps.own = slices.DeleteFunc(o.ps.own, func(x *ownListener) bool { return x == o })
 		o.ps.mu.Unlock()
 		o.ps.index()
-		o.socket.stop(false)
+		o.socket.stop(drop)
 	})
 	return nil
 }

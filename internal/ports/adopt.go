@@ -71,7 +71,7 @@ func adopt(in Inherited) (*socket, error) {
 	}
 	if addr.Network == plan.TCP {
 		// The options of the one who made the socket may differ; connections inherit ours from now on.
-		listenerOptions(in.FD, false)
+		_ = listenerOptions(in.FD, false)
 	}
 	s, err := newSocket(l, addr)
 	if err != nil {
@@ -116,7 +116,7 @@ func (ps *Ports) Sockets() ([]Socket, error) {
 			})
 			if err != nil {
 				for _, got := range out {
-					unix.Close(got.FD)
+					_ = unix.Close(got.FD)
 				}
 				return nil, fmt.Errorf("copy the socket of port %s: %w", p.plan.Addr, err)
 			}

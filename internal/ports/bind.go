@@ -96,7 +96,8 @@ func stale(path string) bool {
 	if err != nil || info.Mode().Type() != os.ModeSocket {
 		return false
 	}
-	c, err := net.DialTimeout("unix", path, time.Second)
+	d := net.Dialer{Timeout: time.Second}
+	c, err := d.DialContext(context.Background(), "unix", path)
 	if err == nil {
 		c.Close()
 	}
@@ -113,7 +114,7 @@ func control(raw syscall.RawConn, f func(fd int) error) error {
 }
 
 func ignoreInvalid(err error) error {
-	if err == unix.EINVAL {
+	if errors.Is(err, unix.EINVAL) {
 		return nil
 	}
 	return err

@@ -161,16 +161,18 @@ func bindBeside(a plan.Addr, beside []*socket, keep bool) (*socket, error) {
 			return nil, err
 		}
 	}
-	defer restore(beside)
 	s, err := bind(a, keep || len(beside) > 0)
+	if err == nil && len(beside) > 0 && !keep {
+		if err = s.setReusePort(false); err != nil {
+			s.stop(drop)
+		}
+	}
+	restore(beside)
+	if len(beside) > 0 && !keep {
+		unshare(a)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if len(beside) > 0 && !keep {
-		if err := s.setReusePort(false); err != nil {
-			s.stop(false)
-			return nil, err
-		}
 	}
 	return s, nil
 }
@@ -179,7 +181,7 @@ func bindBeside(a plan.Addr, beside []*socket, keep bool) (*socket, error) {
 func restore(socks []*socket) {
 	for _, s := range socks {
 		l := s.as.Load()
-		s.setReusePort(l != nil && l.Plan != nil && l.Plan.Policy.ReusePort)
+		_ = s.setReusePort(l != nil && l.Plan != nil && l.Plan.Policy.ReusePort)
 	}
 }
 
@@ -200,7 +202,7 @@ func (b *binder) start() {
 // undo closes what was bound.
 func (b *binder) undo() {
 	for _, s := range b.opened {
-		s.stop(false)
+		s.stop(drop)
 	}
 	b.opened = nil
 }

@@ -61,7 +61,7 @@ func (c *change) prepare(ctx context.Context) error {
 		}
 		c.got[p] = g
 	}
-	c.ps.explain(c.busy)
+	c.ps.explain(c.got, c.busy)
 	var errs []error
 	for _, p := range c.next {
 		if e := c.busy[p]; e != nil && !c.mayWait(p, e) {
@@ -230,12 +230,12 @@ func (c *change) Retire() {
 	ps := c.ps
 	defer ps.unlock()
 	for _, s := range c.over {
-		s.stop(true)
+		s.stop(retire)
 	}
 	for _, s := range c.over {
 		<-s.done
 		if s.kept {
-			s.ln.SetDeadline(time.Time{})
+			_ = s.ln.SetDeadline(time.Time{})
 			ps.mu.Lock()
 			ps.idle = append(ps.idle, s.fresh())
 			ps.mu.Unlock()
@@ -268,27 +268,35 @@ func (ps *Ports) retry(ctx context.Context) {
 	}
 	ps.mu.Unlock()
 	b := ps.binder()
-	busy := make(map[*port]*BindError)
+	got, busy := make(map[*port]grip), make(map[*port]*BindError)
 	for _, p := range due {
-		g, err := b.acquire(p.plan)
-		if err != nil {
+		if g, err := b.acquire(p.plan); err != nil {
 			busy[p] = err
-			continue
+		} else {
+			got[p] = g
 		}
-		ps.mu.Lock()
-		p.got(g, time.Now())
-		b.start()
-		e := p.event(p.since, nil, nil)
-		ps.mu.Unlock()
-		ps.index()
-		ps.emit(e)
 	}
-	ps.explain(busy)
+	ps.explain(got, busy)
 	for _, p := range due {
 		if err := busy[p]; err != nil {
 			ps.stillBusy(p, err)
+		} else {
+			ps.nowBound(p, got[p])
 		}
 	}
+	ps.mu.Lock()
+	b.start()
+	ps.mu.Unlock()
+	ps.index()
+}
+
+// nowBound notes an attempt that went well; the sockets accept soon after.
+func (ps *Ports) nowBound(p *port, g grip) {
+	ps.mu.Lock()
+	p.got(g, time.Now())
+	e := p.event(p.since, nil, nil)
+	ps.mu.Unlock()
+	ps.emit(e)
 }
 
 // stillBusy notes a failed attempt. It is news only when somebody else holds the port now, or when it is given up.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/holder"
 )
 
 // Kind says why a port could not be had. "" is anything that is not the port's fault, such as a lack of descriptors.
@@ -51,7 +52,7 @@ func (e *BindError) Error() string {
 	}
 	next := ""
 	if e.Next > 0 {
-		next = ": next try in " + span(e.Next)
+		next = ": next try in " + holder.Span(e.Next)
 	}
 	return fmt.Sprintf("cannot bind %s %s: %s; %s%s", e.Proto, target, e.Cause(), e.Remedy(), next)
 }
@@ -90,7 +91,7 @@ func (e *BindError) Cause() string {
 func (e *BindError) Remedy() string {
 	switch e.Kind {
 	case InUse:
-		return e.Holder.remedy(e) + ", or " + e.waitOr("choose another address")
+		return e.stopHolder() + ", or " + e.waitOr("choose another address")
 	case Own:
 		return "give the two different ports"
 	case NoAddress:
@@ -106,6 +107,17 @@ func (e *BindError) Remedy() string {
 			"(sysctl net.ipv4.ip_unprivileged_port_start=%d), or let systemd open the socket", e.Addr.Port)
 	}
 	return e.waitOr("see the cause and reload")
+}
+
+// stopHolder is how to make the holder let go, or how to find it.
+func (e *BindError) stopHolder() string {
+	switch {
+	case e.Holder != nil && e.Holder.Pid > 0:
+		return e.Holder.Stop()
+	case e.Proto == "unix":
+		return "stop whoever listens on it"
+	}
+	return fmt.Sprintf("find it with %q and stop it", "sudo lsof -nP -iTCP:"+strconv.Itoa(int(e.Addr.Port))+" -sTCP:LISTEN")
 }
 
 // waitOr tells a person to wait where that may help.
@@ -176,19 +188,4 @@ func list(words []string, none string) string {
 		words = append(words[:16:16], strconv.Itoa(more)+" more")
 	}
 	return strings.Join(words, ", ")
-}
-
-// span writes a duration as a person says it.
-func span(d time.Duration) string {
-	switch {
-	case d < time.Second:
-		return strconv.Itoa(int(d.Milliseconds())) + " ms"
-	case d < 2*time.Minute:
-		return strconv.Itoa(int(d.Round(time.Second).Seconds())) + " s"
-	case d < 2*time.Hour:
-		return strconv.Itoa(int(d.Minutes())) + " min"
-	case d < 48*time.Hour:
-		return strconv.Itoa(int(d.Hours())) + " h"
-	}
-	return strconv.Itoa(int(d.Hours()/24)) + " d"
 }

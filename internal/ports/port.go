@@ -72,6 +72,10 @@ func (p *port) wanted(to *plan.Port) (added, removed []string) {
 		added, removed = diff(was.Users, to.Users)
 		for _, s := range p.socks {
 			s.serveAs(to)
+			if to.Policy.ReusePort != was.Policy.ReusePort {
+				_ = s.setReusePort(to.Policy.ReusePort)
+				unshare(s.addr)
+			}
 		}
 	}
 	return added, removed

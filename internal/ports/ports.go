@@ -142,7 +142,7 @@ func (ps *Ports) Stop(ctx context.Context) error {
 	ps.mu.Unlock()
 	for _, p := range gone {
 		for _, s := range p.socks {
-			s.stop(true)
+			s.stop(leave)
 		}
 	}
 	for _, p := range gone {
@@ -171,7 +171,7 @@ func (ps *Ports) close() {
 	clear(ps.ports)
 	ps.mu.Unlock()
 	for _, s := range socks {
-		s.stop(false)
+		s.stop(drop)
 	}
 	ps.loops.Wait()
 	ps.spare.close()

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,6 +30,8 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 	case "listen":
 		childListen(os.Args[1:])
+	case "reuse":
+		childReuse(os.Args[1])
 	case "nofile":
 		childNoFile()
 	case "adopt":
@@ -91,13 +94,13 @@ func kill(cmd *exec.Cmd) {
 	cmd.Wait()
 }
 
-// holder is a foreign process that listens on addr ("127.0.0.1:0" for any port).
-func holder(t *testing.T, addr string) (*exec.Cmd, plan.Addr) {
+// occupy starts a foreign process that listens on addr ("127.0.0.1:0" for any port).
+func occupy(t *testing.T, addr string) (*exec.Cmd, plan.Addr) {
 	t.Helper()
 	cmd, said := child(t, "listen", 1, addr)
 	at, err := netip.ParseAddrPort(said[0])
 	if err != nil {
-		t.Fatalf("holder said %q", said[0])
+		t.Fatalf("the other process said %q", said[0])
 	}
 	return cmd, plan.TCPAddr(at.Addr(), at.Port())
 }
@@ -347,7 +350,7 @@ func TestAbortLeavesNothing(t *testing.T) {
 	defer c.Close()
 	step.Abort()
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the queued client sees %v, want an orderly end", err)
 	}
 	silent(t, c.RemoteAddr().String())
@@ -370,7 +373,7 @@ func TestSecondPrepareWaitsForTheFirst(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := h.Prepare(ctx, wants()); err != context.DeadlineExceeded {
+	if _, err := h.Prepare(ctx, wants()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("second Prepare: %v, want it to wait", err)
 	}
 	step.Abort()

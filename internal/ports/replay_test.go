@@ -71,7 +71,7 @@ func TestP24_ReplayingTheLogGivesTheTable(t *testing.T) {
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	t.Logf("seed %d", seed)
-	_, busy := holder(t, "127.0.0.1:0")
+	_, busy := occupy(t, "127.0.0.1:0")
 	var numbers []uint16
 	for range 4 {
 		numbers = append(numbers, freePort(t))

@@ -19,7 +19,8 @@ import (
 const (
 	fdPause   = 50 * time.Millisecond // before the next try when no descriptor is left
 	drainTime = time.Second           // for taking in what is queued on a socket that closes
-	lastLook  = time.Millisecond      // for a handshake that the kernel was finishing when it was told to stop
+	retireFor = 5 * time.Millisecond  // for handshakes under way when a port goes; to clients nearby, a round trip
+	leaveFor  = 20 * time.Millisecond // the same when we stop, and nobody takes our place
 	fdWarning = 10 * time.Second      // between two log lines about missing descriptors
 )
 
@@ -46,11 +47,12 @@ type socket struct {
 	done  chan struct{}               // closed when it has ended; nil when it was never started
 }
 
-// How an accept loop ends.
+// How a socket ends.
 const (
-	goOn int32 = iota
-	serveQueue
-	dropQueue
+	goOn   int32 = iota
+	retire       // its queue is served: the port is no longer wanted
+	leave        // its queue is served: we stop
+	drop         // its queue is closed
 )
 
 func newSocket(ln listener, addr plan.Addr) (*socket, error) {
@@ -89,8 +91,11 @@ func (ps *Ports) accept(s *socket) {
 	if s.kept {
 		return
 	}
-	if s.end.Load() == serveQueue {
-		ps.drain(s)
+	switch s.end.Load() {
+	case retire:
+		ps.drain(s, retireFor)
+	case leave:
+		ps.drain(s, leaveFor)
 	}
 	s.discard()
 }
@@ -118,14 +123,10 @@ func (s *socket) listener(c net.Conn) *Listener {
 }
 
 // stop ends the accept loop; done tells when it has ended. A socket whose loop never ran is closed here and now.
-func (s *socket) stop(serve bool) {
-	how := dropQueue
-	if serve {
-		how = serveQueue
-	}
+func (s *socket) stop(how int32) {
 	if !s.end.CompareAndSwap(goOn, how) {
-		if !serve {
-			s.end.Store(dropQueue)
+		if how == drop {
+			s.end.Store(drop)
 		}
 		return
 	}
@@ -134,29 +135,29 @@ func (s *socket) stop(serve bool) {
 		s.discard()
 		return
 	}
-	s.ln.SetDeadline(time.Unix(1, 0)) // wakes Accept; the loop looks at end before it accepts again
+	_ = s.ln.SetDeadline(time.Unix(1, 0)) // wakes Accept; the loop looks at end before it accepts again
 }
 
-// drain takes in what the kernel has accepted. Where the kernel lets us, nothing more is accepted from here on: a
-// connection attempt that comes now finds no answer, tries again after a second, and is refused then or reaches the
-// socket that took our place.
-func (ps *Ports) drain(s *socket) {
+// drain takes in what the kernel has accepted, and what it accepts within d. Where the kernel lets us, no new handshake
+// begins from here on, and at last none ends: a client that comes now finds no answer, tries again after a second, and
+// is refused then or reaches the socket that took our place.
+func (ps *Ports) drain(s *socket, d time.Duration) {
 	if s.file != nil {
 		s.unlink() // the queue of a unix socket is closed to newcomers by taking its name away
-	} else {
-		shut(s.raw)
 	}
+	shut(s.raw, noNewHandshake)
+	ps.empty(s)
+	<-time.After(d)
+	ps.empty(s)
+	shut(s.raw, nothing)
+	ps.empty(s)
+}
+
+// empty serves the queue as it is.
+func (ps *Ports) empty(s *socket) {
 	limit := time.Now().Add(drainTime)
-	for last := false; time.Now().Before(limit) && s.end.Load() == serveQueue; {
-		if !s.waiting() {
-			if last {
-				return
-			}
-			<-time.After(lastLook)
-			last = true
-			continue
-		}
-		s.ln.SetDeadline(time.Now().Add(fdPause)) // not reached: something waits, and nobody else accepts here
+	for s.waiting() && time.Now().Before(limit) && s.end.Load() != drop {
+		_ = s.ln.SetDeadline(time.Now().Add(fdPause)) // not reached: something waits, and nobody else accepts here
 		c, err := s.ln.Accept()
 		if err == nil {
 			ps.take(c, s.listener(c))
@@ -175,7 +176,7 @@ func (s *socket) discard() {
 		return
 	}
 	s.unlink()
-	shut(s.raw)
+	shut(s.raw, nothing)
 	for limit := time.Now().Add(drainTime); s.waiting() && time.Now().Before(limit); {
 		if _, ok := s.acceptAndClose(); !ok {
 			break
@@ -190,7 +191,7 @@ func (s *socket) unlink() {
 		return
 	}
 	if is, err := os.Lstat(s.addr.Path); err == nil && os.SameFile(is, s.file) {
-		os.Remove(s.addr.Path)
+		_ = os.Remove(s.addr.Path)
 	}
 	s.file = nil
 }
@@ -198,7 +199,7 @@ func (s *socket) unlink() {
 // waiting reports whether a connection is queued.
 func (s *socket) waiting() bool {
 	ready := false
-	s.raw.Control(func(fd uintptr) {
+	_ = s.raw.Control(func(fd uintptr) {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(p, 0)
 		ready = err == unix.EINTR || n > 0 && p[0].Revents&unix.POLLIN != 0
@@ -208,7 +209,7 @@ func (s *socket) waiting() bool {
 
 // acceptAndClose takes one connection off the queue without making a net.Conn of it. It does not wait.
 func (s *socket) acceptAndClose() (client netip.AddrPort, ok bool) {
-	s.raw.Control(func(fd uintptr) {
+	_ = s.raw.Control(func(fd uintptr) {
 		syscall.ForkLock.RLock() // no child may inherit the descriptor
 		defer syscall.ForkLock.RUnlock()
 		nfd, sa, err := unix.Accept(int(fd))
@@ -220,7 +221,7 @@ func (s *socket) acceptAndClose() (client netip.AddrPort, ok bool) {
 			return
 		}
 		ok = true
-		unix.Close(nfd)
+		_ = unix.Close(nfd)
 		switch sa := sa.(type) {
 		case *unix.SockaddrInet4:
 			client = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))

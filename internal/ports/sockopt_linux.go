@@ -5,6 +5,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
 // listenerOptions are inherited by every accepted connection: a peer that is gone is noticed after about two minutes.
@@ -27,12 +29,41 @@ func listenerOptions(fd int, reuse bool) error {
 	return nil
 }
 
-// shut keeps new connections from the queue of a listening socket, with a packet filter that lets nothing through, so
-// that the queue can be emptied for good. Connections that exist have filters of their own. Without it (an odd kernel)
-// a connection that arrives in the instant before close is reset.
-func shut(raw syscall.RawConn) {
-	drop := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-	raw.Control(func(fd uintptr) {
-		unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop[0]})
+// Packet filters of a listening socket, where a packet begins with its TCP header.
+var (
+	noNewHandshake = []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13},            // the flags
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x02, Jf: 1}, // SYN
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+	}
+	nothing = []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+)
+
+// shut lets only what passes the filter through to a listening socket and its unfinished handshakes, so that its queue
+// can be emptied for good. Connections that exist already are not touched. Where the kernel has no
+// filters a connection that arrives in the instant before close is reset.
+func shut(raw syscall.RawConn, filter []unix.SockFilter) {
+	_ = control(raw, func(fd int) error {
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 	})
+}
+
+// unshare makes the kernel forget that a port was bound with SO_REUSEPORT. It remembers that beyond the life of the option,
+// and would let in any later socket of our user that has the option, without a look at who listens. A bind without the
+// option ends that; the socket made for it is closed unheard. It must not clash with what listens, so it is of the other
+// family, or (where both are taken by a dual socket) in repair mode, which needs CAP_NET_ADMIN: without that right a dual
+// port stays open to processes of our own user that ask for SO_REUSEPORT.
+func unshare(a plan.Addr) {
+	family, at := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(a.Port), Addr: [4]byte{127, 0, 0, 1}})
+	if a.Family == plan.V4 {
+		family, at = unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port), Addr: [16]byte{15: 1}}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1)
+	_ = unix.Bind(fd, at)
+	_ = unix.Close(fd)
 }

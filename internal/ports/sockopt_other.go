@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
 // listenerOptions are inherited by every accepted connection. The clock of keep-alive is the system's.
@@ -20,5 +22,14 @@ func listenerOptions(fd int, reuse bool) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 }
 
+// What passes to a socket that closes.
+const (
+	noNewHandshake = iota
+	nothing
+)
+
 // shut has no counterpart here: a connection that arrives in the instant before close is reset.
-func shut(syscall.RawConn) {}
+func shut(syscall.RawConn, int) {}
+
+// unshare has nothing to do here.
+func unshare(plan.Addr) {}

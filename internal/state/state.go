@@ -154,11 +154,11 @@ func (d *Dir) Write(name string, data []byte) error {
 		return fmt.Errorf("write state file %s: %w", name, err)
 	}
 	if err := fill(tmp, data); err != nil {
-		os.Remove(tmp.Name())
+		_ = os.Remove(tmp.Name())
 		return fmt.Errorf("write state file %s: %w", name, err)
 	}
 	if err := os.Rename(tmp.Name(), filepath.Join(d.path, name)); err != nil {
-		os.Remove(tmp.Name())
+		_ = os.Remove(tmp.Name())
 		return fmt.Errorf("write state file %s: %w", name, err)
 	}
 	if err := d.sync(); err != nil {

@@ -1,4 +1,8 @@
-package ports
+// Package holder finds out who listens on a port: the process, its user, its systemd unit, its container.
+//
+// It promises to look among listening sockets alone, so that a client of a port is never taken for its holder, and to say
+// why when it cannot see. It never touches the process it finds.
+package holder
 
 import (
 	"context"
@@ -13,13 +17,11 @@ import (
 	"strings"
 	"time"
 	"unicode"
-
-	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
 const (
 	maxCommand = 120 // characters of a command line that are shown
-	maxHolders = 256 // listening sockets that one lookup looks into
+	maxHolders = 256 // listening sockets that one search looks into
 )
 
 // A Holder is a process that listens on a port. Pid is 0 when it could not be found; UID is then the socket's.
@@ -32,25 +34,19 @@ type Holder struct {
 	Unit      string    `json:"unit,omitempty"`
 	Container string    `json:"container,omitempty"`
 
-	Addr netip.AddrPort `json:"-"` // what it listens on; zero for a unix socket
-	UID  int            `json:"-"`
+	Addr  netip.AddrPort `json:"-"` // what it listens on
+	UID   int            `json:"-"`
+	Inode uint64         `json:"-"` // of the socket, on Linux
 
 	name   string // what a person calls it
 	engine string // the command that stops its container
-	inode  uint64
-}
-
-// Who lists the processes that listen on a TCP port, from the kernel's table of listening sockets; proto is "tcp". The
-// error says which command can tell where this process cannot look.
-func Who(proto string, port uint16) ([]Holder, error) {
-	if proto != "tcp" {
-		return nil, fmt.Errorf("holders of %s ports cannot be looked up in this version; try: lsof -nP -i%s:%d", proto, strings.ToUpper(proto), port)
-	}
-	return listening(func(a netip.AddrPort) bool { return a.Port() == port }, nil)
 }
 
 // String is the holder in a sentence: nginx (pid 812, user www-data, nginx.service) for 3 d.
 func (h *Holder) String() string {
+	if h.Pid == 0 && os.Geteuid() == 0 {
+		return fmt.Sprintf("a process of user %s (uid %d) that cannot be seen from here, such as one in another container", h.User, h.UID)
+	}
 	if h.Pid == 0 {
 		return fmt.Sprintf("a process of user %s (uid %d); run as root to see who", h.User, h.UID)
 	}
@@ -63,18 +59,17 @@ func (h *Holder) String() string {
 	}
 	s := h.name + " (" + strings.Join(in, ", ") + ")"
 	if !h.Started.IsZero() {
-		s += " for " + span(time.Since(h.Started))
+		s += " for " + Span(time.Since(h.Started))
 	}
 	return s
 }
 
-// remedy is how to make the holder of e's port let go.
-func (h *Holder) remedy(e *BindError) string {
+// Stop is the command that makes the holder let go, and what a person does with it: `stop it with "kill 12"`. It is ""
+// when the process is unknown.
+func (h *Holder) Stop() string {
 	switch {
-	case h == nil && e.Proto == "unix":
-		return "stop whoever listens on it"
-	case h == nil || h.Pid == 0:
-		return fmt.Sprintf("find it with %q and stop it", "sudo lsof -nP -iTCP:"+strconv.Itoa(int(e.Addr.Port))+" -sTCP:LISTEN")
+	case h.Pid == 0:
+		return ""
 	case h.Container != "" && h.engine != "":
 		return fmt.Sprintf("stop it with %q", h.engine+" stop "+h.Container)
 	case h.Pid == 1:
@@ -83,66 +78,6 @@ func (h *Holder) remedy(e *BindError) string {
 		return fmt.Sprintf("stop it with %q", "systemctl stop "+strings.TrimSuffix(h.Unit, ".service"))
 	}
 	return fmt.Sprintf("stop it with %q", "kill "+strconv.Itoa(h.Pid))
-}
-
-// explain finds out who holds the ports that are in use, all in one go, and counts the failures.
-func (ps *Ports) explain(busy map[*port]*BindError) {
-	wanted := make(map[uint16]bool)
-	known := make(map[uint64]*Holder)
-	for p, e := range busy {
-		ps.metrics.failed(p.plan.Addr, e.Kind)
-		if p.err != nil && p.err.Holder != nil && p.err.Holder.inode != 0 {
-			known[p.err.Holder.inode] = p.err.Holder
-		}
-		if e.Kind == InUse && !e.looked && e.Proto == "tcp" {
-			wanted[e.Addr.Port] = true
-		}
-	}
-	if len(wanted) == 0 {
-		return
-	}
-	holders, err := listening(func(a netip.AddrPort) bool { return wanted[a.Port()] }, known)
-	for _, e := range busy {
-		if e.Kind == InUse && !e.looked && e.Proto == "tcp" {
-			e.blame(holders, err)
-		}
-	}
-}
-
-// blame picks the holder that stands in the way of e.
-func (e *BindError) blame(holders []Holder, err error) {
-	e.looked, e.blind = true, err
-	var best *Holder
-	for i := range holders {
-		h := &holders[i]
-		is := plan.TCPAddr(h.Addr.Addr(), h.Addr.Port())
-		if is.IP.Is6() && is.IP.IsUnspecified() {
-			is.Family, is.IP = plan.Dual, netip.Addr{} // may be dual: the table does not tell
-		}
-		if e.Addr.Overlaps(is) && (best == nil || is == e.Addr) {
-			best = h
-		}
-	}
-	if best == nil {
-		return
-	}
-	e.Holder = best
-	if best.Pid == os.Getpid() {
-		e.Kind, e.owner = Own, "a listener of its own on "+best.Addr.String()
-	}
-}
-
-// foreign is a process that listens on a or an overlapping address and does not run our program; nil when there is none.
-func (ps *Ports) foreign(a plan.Addr) *Holder {
-	holders, err := listening(func(l netip.AddrPort) bool { return l.Port() == a.Port && a.Port != 0 }, nil)
-	if err != nil {
-		return nil
-	}
-	exe, _ := os.Executable()
-	holders = slices.DeleteFunc(holders, func(h Holder) bool { return h.Exe == exe && exe != "" })
-	e := &BindError{Addr: a}
-	e.blame(holders, nil)
-	return e.Holder
 }
 
 // lsof asks the program of that name, where the kernel's tables cannot be read; why says why.
@@ -214,4 +149,19 @@ func userName(uid int) string {
 		return u.Username
 	}
 	return strconv.Itoa(uid)
+}
+
+// Span writes a duration as a person says it.
+func Span(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return strconv.Itoa(int(d.Milliseconds())) + " ms"
+	case d < 2*time.Minute:
+		return strconv.Itoa(int(d.Round(time.Second).Seconds())) + " s"
+	case d < 2*time.Hour:
+		return strconv.Itoa(int(d.Minutes())) + " min"
+	case d < 48*time.Hour:
+		return strconv.Itoa(int(d.Hours())) + " h"
+	}
+	return strconv.Itoa(int(d.Hours()/24)) + " d"
 }

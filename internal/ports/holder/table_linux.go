@@ -1,4 +1,4 @@
-package ports
+package holder
 
 import (
 	"bufio"
@@ -27,10 +27,10 @@ type row struct {
 	inode uint64
 }
 
-// listening lists who holds the listening sockets for which match is true: the table says which sockets there are, and
+// Find lists who holds the listening sockets for which match is true: the table says which sockets there are, and
 // the descriptors of every process say who has them. Sockets in known are not looked for again, since that walk is the
 // costly part. One holder is named per socket.
-func listening(match func(netip.AddrPort) bool, known map[uint64]*Holder) ([]Holder, error) {
+func Find(match func(netip.AddrPort) bool, known map[uint64]*Holder) ([]Holder, error) {
 	rows, err := tables(match)
 	if err != nil {
 		return lsof(match, err)
@@ -41,7 +41,7 @@ func listening(match func(netip.AddrPort) bool, known map[uint64]*Holder) ([]Hol
 	holders := make([]Holder, len(rows))
 	missing := make(map[uint64][]int)
 	for i, r := range rows {
-		if h := known[r.inode]; h != nil && h.Pid > 0 {
+		if h := known[r.inode]; h != nil && alive(h) {
 			holders[i] = *h
 			continue
 		}
@@ -56,6 +56,43 @@ func listening(match func(netip.AddrPort) bool, known map[uint64]*Holder) ([]Hol
 		}
 	}
 	return holders, nil
+}
+
+// FindUnix lists who listens on the unix socket at path.
+func FindUnix(path string) ([]Holder, error) {
+	f, err := os.Open("/proc/net/unix")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	const listens = 1 << 16 // __SO_ACCEPTCON
+	sockets := make(map[uint64][]int)
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		// Num RefCount Protocol Flags Type St Inode Path
+		field := strings.Fields(lines.Text())
+		if len(field) < 8 || field[7] != path {
+			continue
+		}
+		flags, _ := strconv.ParseUint(field[3], 16, 32)
+		inode, err := strconv.ParseUint(field[6], 10, 64)
+		if err == nil && flags&listens != 0 {
+			sockets[inode] = nil
+		}
+	}
+	findOwners(sockets)
+	var out []Holder
+	for inode, pids := range sockets {
+		if len(pids) > 0 {
+			out = append(out, identify(row{inode: inode}, pids))
+		}
+	}
+	return out, nil
+}
+
+// alive reports whether a holder found earlier is still the same process.
+func alive(h *Holder) bool {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(h.Pid) + "/stat")
+	return h.Pid > 0 && err == nil && started(string(stat)).Equal(h.Started)
 }
 
 // tables reads the listening rows of /proc/net/tcp and tcp6.
@@ -168,7 +205,7 @@ func identify(r row, pids []int) Holder {
 		}
 	}
 	if len(found) == 0 {
-		return Holder{Addr: r.addr, UID: r.uid, User: userName(r.uid), inode: r.inode}
+		return Holder{Addr: r.addr, UID: r.uid, User: userName(r.uid), Inode: r.inode}
 	}
 	h := slices.MinFunc(found, func(a, b Holder) int {
 		if (a.Pid == 1) != (b.Pid == 1) {
@@ -176,7 +213,7 @@ func identify(r row, pids []int) Holder {
 		}
 		return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Pid, b.Pid))
 	})
-	h.Addr, h.inode = r.addr, r.inode
+	h.Addr, h.Inode = r.addr, r.inode
 	return h
 }
 

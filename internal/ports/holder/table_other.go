@@ -1,6 +1,6 @@
 //go:build !linux
 
-package ports
+package holder
 
 import (
 	"errors"
@@ -9,7 +9,10 @@ import (
 
 var errNoTable = errors.New("this system has no table of sockets that we can read")
 
-// listening lists who holds the listening sockets for which match is true.
-func listening(match func(netip.AddrPort) bool, _ map[uint64]*Holder) ([]Holder, error) {
+// Find lists who holds the listening sockets for which match is true.
+func Find(match func(netip.AddrPort) bool, _ map[uint64]*Holder) ([]Holder, error) {
 	return lsof(match, errNoTable)
 }
+
+// FindUnix lists who listens on the unix socket at path.
+func FindUnix(string) ([]Holder, error) { return nil, errNoTable }
