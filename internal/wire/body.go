@@ -88,7 +88,7 @@ func (r *BodyReader) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := r.wait(p)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		r.open.Store(false)
 	}
 	return n, err
@@ -136,7 +136,7 @@ func (r *BodyReader) wait(p []byte) (int, error) {
 		if n > 0 || err == nil {
 			return n, nil
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return 0, io.EOF
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -151,7 +151,7 @@ func (r *BodyReader) wait(p []byte) (int, error) {
 
 // cutOff tells the end of the connection from the end of the body.
 func cutOff(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -1,6 +1,9 @@
 package wire
 
-import "io"
+import (
+	"errors"
+	"io"
+)
 
 // What a chunked body may hold besides its bytes (RFC 9112 section 7.1).
 const (
@@ -78,7 +81,7 @@ func (r *BodyReader) readChunks(p []byte) (n int, err error) {
 
 // later keeps an error for the next Read when there are bytes to give first. The end of the body need not wait.
 func (r *BodyReader) later(n int, err error) error {
-	if err == io.EOF || n == 0 {
+	if errors.Is(err, io.EOF) || n == 0 {
 		return err
 	}
 	r.err = err

@@ -191,7 +191,7 @@ func readBody(t *testing.T, in []byte, step, size int) (body, trailer string, le
 	for _, s := range c.segments {
 		left += len(s)
 	}
-	if r.Done() != (err == io.EOF) {
+	if r.Done() != errors.Is(err, io.EOF) {
 		t.Fatalf("done %v with %v", r.Done(), err)
 	}
 	return string(out), trailer, left, err
@@ -211,11 +211,11 @@ func FuzzChunked(f *testing.F) {
 			b2, t2, l2, err2 := readBody(t, in, c[0], c[1])
 			var p1, p2 *ParseError
 			same := err == err2 || errors.As(err, &p1) && errors.As(err2, &p2) // a line may be refused before its end
-			if !same || b2 != body || t2 != trailer || err == io.EOF && l2 != left {
+			if !same || b2 != body || t2 != trailer || errors.Is(err, io.EOF) && l2 != left {
 				t.Fatalf("by %v: %q %q %d %v, at once: %q %q %d %v", c, b2, t2, l2, err2, body, trailer, left, err)
 			}
 		}
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			return
 		}
 		var k calls
@@ -231,7 +231,7 @@ func FuzzChunked(f *testing.F) {
 		for _, s := range k.writes {
 			out = append(out, s...)
 		}
-		if again, _, rest, err := readBody(t, out, len(out), 64<<10); again != body || rest != 0 || err != io.EOF {
+		if again, _, rest, err := readBody(t, out, len(out), 64<<10); again != body || rest != 0 || !errors.Is(err, io.EOF) {
 			t.Fatalf("%q, written as %q, is read as %q %d %v", body, out, again, rest, err)
 		}
 	})

@@ -185,7 +185,7 @@ func TestWriteDeadlinesStrike(t *testing.T) {
 	w.Deadline(time.Now().Add(10 * time.Millisecond))
 	w.Deadline(time.Now().Add(100 * time.Millisecond))
 	began := time.Now()
-	if err := fillUp(&w); err != os.ErrDeadlineExceeded {
+	if err := fillUp(&w); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
 	if d := time.Since(began); d < 90*time.Millisecond {
@@ -200,7 +200,7 @@ func TestStallEndsAWriteThatNobodyTakes(t *testing.T) {
 	var w BodyWriter
 	w.Start(here, b("HEAD"), ByClose, -1)
 	w.Share(&k, 50*time.Millisecond)
-	if err := fillUp(&w); err != os.ErrDeadlineExceeded || w.Done() {
+	if err := fillUp(&w); !errors.Is(err, os.ErrDeadlineExceeded) || w.Done() {
 		t.Error(err)
 	}
 }
@@ -212,14 +212,14 @@ func TestAnotherGoroutineEndsAWriteThatWaits(t *testing.T) {
 	over := make(chan error)
 	go func() { over <- fillUp(&w) }()
 	w.Deadline(time.Unix(1, 0))
-	if err := <-over; err != os.ErrDeadlineExceeded {
+	if err := <-over; !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
 }
 
 func TestSlowReceiverThatMovesOutlivesTheStall(t *testing.T) {
 	here, there := pair(t)
-	const size = 32 << 20
+	const size = 64 << 20
 	over := make(chan int64)
 	go func() {
 		tick := time.NewTicker(10 * time.Millisecond)
@@ -238,7 +238,7 @@ func TestSlowReceiverThatMovesOutlivesTheStall(t *testing.T) {
 	k.Start(here, true)
 	var w BodyWriter
 	w.Start(here, nil, ByLength, size)
-	w.Share(&k, 150*time.Millisecond)
+	w.Share(&k, 400*time.Millisecond)
 	if _, err := w.Write(make([]byte, size)); err != nil {
 		t.Error(err)
 	}

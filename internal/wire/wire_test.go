@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"io"
 	"net"
 	"testing"
 
@@ -33,16 +32,4 @@ func pair(t testing.TB) (here, there *net.TCPConn) {
 	}
 	t.Cleanup(func() { c.Close(); s.Close() })
 	return c.(*net.TCPConn), s.(*net.TCPConn)
-}
-
-// say sends text from a goroutine, ends the direction, and is done when the test ends.
-func say(t testing.TB, c *net.TCPConn, text string) {
-	t.Helper()
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		_, _ = io.WriteString(c, text)
-		_ = c.CloseWrite()
-	}()
-	t.Cleanup(func() { c.Close(); <-over })
 }

@@ -148,12 +148,12 @@ func (e *exchange) fill(limit int) error {
 		switch {
 		case err == nil:
 			return nil
-		case err == wire.ErrTooLarge:
+		case errors.Is(err, wire.ErrTooLarge):
 			if bytes.IndexByte(e.buf.Bytes(), '\n') < 0 {
 				return errLine
 			}
 			return errHeader
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return errAbandoned
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
@@ -234,7 +234,7 @@ func (e *exchange) discard() bool {
 	for left := drainLimit; left > 0; {
 		n, err := e.body.Read(p)
 		left -= n
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return true
 		}
 		if err != nil {

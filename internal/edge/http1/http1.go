@@ -105,7 +105,7 @@ func (k *conn) park() error {
 		switch {
 		case err == nil:
 			return nil
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return nil
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
