@@ -1,7 +1,6 @@
 package config
 
 import (
-	"fmt"
 	"maps"
 	"net"
 	"net/textproto"
@@ -272,7 +271,7 @@ func (b *builder) preserve(a *form.Action, r *plan.Route) {
 	for i := range a.Targets {
 		for _, p := range r.Match.Ports {
 			if a.Targets[i].Port.Preserve && p.Port == 0 {
-				b.fault([]string{"action", "targets", fmt.Sprintf("[%d]", i)}, "write a port number", "%s has no port that could be preserved", p)
+				b.fault([]string{"action", "targets", index(i)}, "write a port number", "%s has no port that could be preserved", p)
 				break
 			}
 		}
@@ -287,9 +286,9 @@ func (b *builder) targets(a *form.Action, name string, connect time.Duration) *p
 	}
 	seen := map[string]bool{}
 	for i, t := range a.Targets {
-		at := []string{"action", "targets", fmt.Sprintf("[%d]", i)}
+		at := func() []string { return []string{"action", "targets", index(i)} }
 		if seen[t.Text] && t.Text != "" {
-			b.fault(at, "write it once, with a weight if it is to get more", "target %s stands here twice", t.Text)
+			b.fault(at(), "write it once, with a weight if it is to get more", "target %s stands here twice", t.Text)
 		}
 		seen[t.Text] = true
 		pt := plan.Target{
@@ -298,7 +297,7 @@ func (b *builder) targets(a *form.Action, name string, connect time.Duration) *p
 		if t.Unix != "" {
 			path, ok := b.path(t.Unix)
 			if !ok {
-				b.fault(at, "write an absolute path", "%q is relative, and there is no file it could be relative to", t.Unix)
+				b.fault(at(), "write an absolute path", "%q is relative, and there is no file it could be relative to", t.Unix)
 			}
 			pt.Network, pt.Host = plan.Unix, path
 		}

@@ -279,7 +279,7 @@ func (l *load) byName() {
 	for i := range l.file.ListenAddrs {
 		path := fmt.Sprintf("listen_addrs[%d]", i)
 		where := l.placeOf(path)
-		it.wishes = append(it.wishes, b.expand(&l.file.ListenAddrs[i], spot{where.Line, where.Col}, l.faultAt(path, where))...)
+		it.wishes = b.expand(it.wishes, &l.file.ListenAddrs[i], spot{where.Line, where.Col}, l.faultAt(path, where))
 	}
 	it.route = &plan.Route{
 		Name: ByNameRoute, Source: plan.FromFile, Action: plan.ByName{}, Timeouts: globalClocks(&l.file.Timeouts), OnRemove: plan.DrainOnRemove,

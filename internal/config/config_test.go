@@ -1,6 +1,7 @@
 package config
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -63,4 +64,12 @@ routes:
 	for _, r := range p.Ports {
 		t.Logf("%+v", *r)
 	}
+}
+
+func twentyMistakes(t testing.TB) string {
+	b, err := os.ReadFile("testdata/twenty.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }

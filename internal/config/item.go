@@ -128,13 +128,9 @@ func ParseRoute(name string, body []byte) (json.RawMessage, error) {
 	}
 	body = plainJSON(body)
 	l := NewLoader()
-	ld := &load{Loader: l, places: map[string]strict.Place{}}
-	ld.file.Defaults()
+	ld := l.begin()
 	l.scope = scope{timeouts: ld.file.Timeouts}
 	ld.addLayer(&Layer{Routes: map[string]json.RawMessage{name: body}})
-	for i := range ld.refs {
-		ld.build(&ld.refs[i])
-	}
 	if len(ld.errs) > 0 {
 		return nil, ld.errs.Sort()
 	}

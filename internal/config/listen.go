@@ -182,7 +182,7 @@ func (l *load) headers(p *plan.Plan) {
 		if f.Ports[i].Object {
 			l.fault(path, "write the number alone", "the policy of a port is written where it is listened on")
 		}
-		for _, w := range b.expand(&f.Ports[i], spot{}, l.faultAt(path, l.placeOf(path))) {
+		for _, w := range b.expand(nil, &f.Ports[i], spot{}, l.faultAt(path, l.placeOf(path))) {
 			for _, port := range p.Ports {
 				bare := f.Ports[i].Port.Bare && w.addr.Network == port.Addr.Network && w.addr.Port == port.Addr.Port && port.Addr.Name == ""
 				if bare || port.Addr.Overlaps(w.addr) {

@@ -91,25 +91,11 @@ func (l *load) breathe() {
 // Load makes one plan of the files and the API layer, which may be nil. The error is Errors.
 func (l *Loader) Load(sources []Source, layer *Layer) (*plan.Plan, []Warning, error) {
 	l.loads++
-	ld := &load{Loader: l, places: map[string]strict.Place{}}
-	ld.file.Defaults()
-	for _, s := range sources {
-		ld.read(s)
-	}
-	if now := (scope{ld.file.Bind, ld.file.Timeouts}); !reflect.DeepEqual(now, l.scope) {
-		l.scope = now
-		clear(l.pieces)
-		for i := range ld.refs { // found before it was known that they do not hold any more
-			if r := &ld.refs[i]; r.item != nil {
-				r.item = nil
-				r.piece.Parse()
-			}
-		}
-	}
-	ld.addLayer(layer)
-	for i := range ld.refs {
-		ld.build(&ld.refs[i])
-		ld.breathe()
+	whole := make([]bool, len(sources))
+	ld := l.begin()
+	for i := ld.read(sources, whole, layer); i >= 0; i = ld.read(sources, whole, layer) {
+		whole[i] = true
+		ld = l.begin()
 	}
 	p := ld.assemble()
 	if len(ld.errs) > 0 {
@@ -117,6 +103,34 @@ func (l *Loader) Load(sources []Source, layer *Layer) (*plan.Plan, []Warning, er
 	}
 	l.remember(p)
 	return p, ld.warnings, nil
+}
+
+func (l *Loader) begin() *load {
+	ld := &load{Loader: l, places: map[string]strict.Place{}}
+	ld.file.Defaults()
+	return ld
+}
+
+// read reads all sources into the form and the items. It returns the index of a file that cannot be read in pieces: then
+// begin again, with that one whole; -1 is well.
+func (l *load) read(sources []Source, whole []bool, layer *Layer) int {
+	files := make([]part, len(sources))
+	for i, s := range sources {
+		if !l.pick(&files[i], s, whole[i] || l.whole) {
+			return i
+		}
+	}
+	if now := (scope{l.file.Bind, l.file.Timeouts}); !reflect.DeepEqual(now, l.scope) {
+		l.scope = now
+		clear(l.pieces)
+	}
+	for i := range files {
+		if !l.items(&files[i]) {
+			return i
+		}
+	}
+	l.addLayer(layer)
+	return -1
 }
 
 // remember keeps what the next load compares with, and lets go of pieces that were not used for a while.
@@ -138,68 +152,115 @@ func (l *Loader) remember(p *plan.Plan) {
 	}
 }
 
-// read takes the single keys of a file into the form and notes its items.
-func (l *load) read(s Source) {
-	dir, err := filepath.Abs(filepath.Dir(s.Name))
-	if err != nil {
-		dir = "" // relative paths are then refused
-	}
-	pieces, cut := []strict.Piece(nil), false
-	if !l.whole {
-		pieces, cut = strict.Cut(s.Bytes, sections)
-	}
-	for i := 0; cut && i < len(pieces); i++ {
-		if p := &pieces[i]; !p.Item {
-			cut = p.Parse() // the judge of whether the cuts were right; items are judged below
-		}
-	}
-	from := len(l.refs)
-	if cut && l.items(s, dir, pieces) {
-		l.keys(s, dir, pieces)
-		return
-	}
-	l.refs = l.refs[:from]
-	r := strict.NewReader(l.options(s.Name))
-	pieces = r.Whole(s.Bytes, sections)
-	l.errs = append(l.errs, r.Problems...)
-	for _, p := range pieces {
-		if p.Item {
-			l.refs = append(l.refs, ref{file: s.Name, dir: dir, piece: p, layer: plan.FromFile})
-		}
-	}
-	l.keys(s, dir, pieces)
+// part is one file of a load.
+type part struct {
+	name, dir string
+	pieces    []strict.Piece // the items; the single keys are in the form already
 }
 
-// items notes the items among the pieces and finds those that an earlier load has built. It reports false when a new one
-// does not parse by itself or stands twice: then the file must be parsed whole.
-func (l *load) items(s Source, dir string, pieces []strict.Piece) bool {
-	l.refs = slices.Grow(l.refs, len(pieces))
-	seen := map[[2]string]bool{}
+// pick reads the single keys of a file into the form and leaves the items. It reports false when one does not parse by
+// itself.
+func (l *load) pick(f *part, s Source, whole bool) bool {
+	f.name = s.Name
+	var err error
+	if f.dir, err = filepath.Abs(filepath.Dir(s.Name)); err != nil {
+		f.dir = "" // relative paths are then refused
+	}
+	o := l.options(s.Name)
+	o.Places = l.places
+	r := strict.NewReader(o)
+	pieces, cut := []strict.Piece(nil), false
+	if !whole {
+		pieces, cut = strict.Cut(s.Bytes, sections)
+	}
+	if !cut {
+		pieces = r.Whole(s.Bytes, sections)
+	}
 	for _, p := range pieces {
-		l.breathe()
-		if !p.Item {
+		if p.Item {
+			f.pieces = append(f.pieces, p)
 			continue
 		}
-		it := l.pieces[pieceKey{dir, p.Section, string(p.Text)}]
-		if it != nil && !it.valid(l.Env) {
-			it = nil
-		}
-		if it == nil && !p.Parse() {
+		if p.Value == nil && !p.Parse() {
 			return false
 		}
-		if sections[p.Section] == yaml.MappingNode {
-			if it != nil {
-				p.Key = it.entry
+		r.Line = p.Line
+		for _, one := range r.Split(p, sections) {
+			if one.Item { // a section in flow style, which Cut leaves whole
+				f.pieces = append(f.pieces, one)
+				continue
 			}
-			if entry := [2]string{p.Section, p.Key.Value}; seen[entry] {
+			r.Read(&yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{p.Key, p.Value}, Line: p.Key.Line, Column: p.Key.Column}, &l.file)
+			l.noteOlder(&p, s.Name)
+		}
+	}
+	l.errs = append(l.errs, r.Problems...)
+	l.resolve(f.dir)
+	return true
+}
+
+// items finds the items that an earlier load has built and builds the others. It reports false when one does not parse by
+// itself or stands twice: then the file must be parsed whole.
+func (l *load) items(f *part) bool {
+	l.refs = slices.Grow(l.refs, len(f.pieces))
+	from := len(l.refs)
+	for _, p := range f.pieces {
+		r := ref{file: f.name, dir: f.dir, piece: p, layer: plan.FromFile}
+		if p.Text != nil {
+			r.item = l.known(pieceKey{f.dir, p.Section, string(p.Text)})
+		}
+		if r.item != nil {
+			r.piece.Key = r.entry
+		}
+		l.refs = append(l.refs, r)
+	}
+	seen := map[[2]string]bool{}
+	for i := from; i < len(l.refs); i++ {
+		r := &l.refs[i]
+		l.breathe()
+		if r.item == nil && r.piece.Value == nil && !l.parse(f, i-from) {
+			return false
+		}
+		if key := r.piece.Key; key != nil {
+			if at := [2]string{r.piece.Section, key.Value}; !seen[at] {
+				seen[at] = true
+			} else if r.piece.Text != nil {
 				return false
-			} else {
-				seen[entry] = true
 			}
 		}
-		l.refs = append(l.refs, ref{file: s.Name, dir: dir, piece: p, layer: plan.FromFile, item: it})
+		l.build(r)
 	}
 	return true
+}
+
+// together is how many items are parsed at once.
+const together = 50
+
+// parse parses the i-th piece of the file and those after it that are unknown, too.
+func (l *load) parse(f *part, i int) bool {
+	refs := l.refs[len(l.refs)-len(f.pieces):]
+	n := i
+	for n < len(refs) && n < i+together && refs[n].item == nil && refs[n].piece.Value == nil && refs[n].piece.Section == refs[i].piece.Section {
+		n++
+	}
+	if strict.ParseAll(f.pieces[i:n]) {
+		for ; i < n; i++ {
+			refs[i].piece = f.pieces[i]
+			f.pieces[i] = strict.Piece{} // let go with the ref
+		}
+		return true
+	}
+	return refs[i].piece.Parse()
+}
+
+// known is the item that an earlier load built from a piece, if it would be the same now.
+func (l *load) known(key pieceKey) *item {
+	it := l.pieces[key]
+	if it == nil || !it.valid(l.Env) {
+		return nil
+	}
+	it.used = l.loads
+	return it
 }
 
 // valid reports whether the variables that the item was built with are the same.
@@ -215,29 +276,6 @@ func (it *item) valid(env func(string) (string, bool)) bool {
 
 func (l *load) options(file string) strict.Options {
 	return strict.Options{File: file, Env: l.Env, Later: later, Types: l.types}
-}
-
-// keys reads the pieces that are not items into the form.
-func (l *load) keys(s Source, dir string, pieces []strict.Piece) {
-	o := l.options(s.Name)
-	o.Places = l.places
-	r := strict.NewReader(o)
-	for _, p := range pieces {
-		if p.Item {
-			continue
-		}
-		r.Line = p.Line
-		for _, part := range r.Split(p, sections) {
-			if part.Item { // a section in flow style, which Cut leaves whole
-				l.refs = append(l.refs, ref{file: s.Name, dir: dir, piece: part, layer: plan.FromFile})
-				continue
-			}
-			r.Read(&yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{p.Key, p.Value}, Line: p.Key.Line, Column: p.Key.Column}, &l.file)
-			l.noteOlder(&p, s.Name)
-		}
-	}
-	l.errs = append(l.errs, r.Problems...)
-	l.resolve(dir)
 }
 
 // noteOlder warns about a key of the older form that does nothing.
@@ -272,7 +310,7 @@ func (l *load) addLayer(layer *Layer) {
 		}
 		p := strict.Piece{Section: "api", Text: text.Bytes()}
 		p.Key = &yaml.Node{Kind: yaml.ScalarNode, Value: name}
-		r := ref{file: "api", piece: p, layer: plan.FromAPI, item: l.pieces[pieceKey{"", "api", text.String()}]}
+		r := ref{file: "api", piece: p, layer: plan.FromAPI, item: l.known(pieceKey{"", "api " + name, text.String()})}
 		if r.item == nil {
 			var doc yaml.Node
 			if err := yaml.Unmarshal(text.Bytes(), &doc); err != nil || len(doc.Content) != 1 {
@@ -281,16 +319,17 @@ func (l *load) addLayer(layer *Layer) {
 			}
 			r.piece.Value = doc.Content[0]
 		}
+		l.build(&r)
 		l.refs = append(l.refs, r)
 	}
 }
 
-// build reads and builds an item unless an earlier load did.
+// build reads and builds an item unless an earlier load did. The nodes are let go.
 func (l *load) build(r *ref) {
 	if r.item != nil {
-		r.used = l.loads
 		return
 	}
+	defer func() { r.piece.Value = nil }()
 	o := l.options(r.file)
 	if r.layer == plan.FromAPI {
 		o.Env = nil
@@ -303,7 +342,11 @@ func (l *load) build(r *ref) {
 	r.vars = reader.Vars
 	if len(reader.Problems) == 0 {
 		if r.piece.Text != nil {
-			l.pieces[pieceKey{r.dir, r.piece.Section, string(r.piece.Text)}] = r.item
+			key := pieceKey{r.dir, r.piece.Section, string(r.piece.Text)}
+			if r.layer == plan.FromAPI {
+				key.section += " " + r.piece.Key.Value
+			}
+			l.pieces[key] = r.item
 		}
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,8 +39,7 @@ type item struct {
 	shared   *plan.Forward      // of a named upstream: what routes without their own take over
 	own      ownKeys            // of a route: what it has itself
 	vars     map[string]*string // what ${VAR} was
-	file     string
-	used     uint64 // the load that last used it
+	used     uint64             // the load that last used it
 }
 
 // spot is a place in a piece.
@@ -232,25 +232,26 @@ const maxRange = 10_000
 
 // port adds the wishes of one port entry.
 func (b *builder) port(f *form.Port, i int) {
-	at := []string{"match", "ports", fmt.Sprintf("[%d]", i)}
-	b.it.wishes = append(b.it.wishes, b.expand(f, b.spot(at...), func(remedy, format string, args ...any) { b.fault(at, remedy, format, args...) })...)
+	at := []string{"match", "ports", index(i)}
+	b.it.wishes = b.expand(b.it.wishes, f, b.spot(at...), func(remedy, format string, args ...any) { b.fault(at, remedy, format, args...) })
 	if len(b.it.wishes) > maxRange {
 		b.fault(at, "write fewer", "the route wants more than %d ports", maxRange)
 		b.it.wishes = b.it.wishes[:maxRange]
 	}
 }
 
-// expand returns the addresses that a port entry stands for.
-func (b *builder) expand(f *form.Port, at spot, fault func(remedy, format string, args ...any)) []wish {
+func index(i int) string { return "[" + strconv.Itoa(i) + "]" }
+
+// expand adds the addresses that a port entry stands for.
+func (b *builder) expand(out []wish, f *form.Port, at spot, fault func(remedy, format string, args ...any)) []wish {
 	p := &f.Port
 	if p.Text == "" || (p.Lo == 0 && p.Unix == "" && p.FD == "") {
-		return nil // already found wrong
+		return out // already found wrong
 	}
 	var object *form.PortObject
 	if f.Object {
 		object = &f.PortObject
 	}
-	var out []wish
 	for _, addr := range b.addrs(p, netip.Addr{}, fault) {
 		w := wish{addr: addr, object: object, at: at}
 		for j := range f.Fallback {
@@ -310,14 +311,25 @@ func (b *builder) path(p string) (string, bool) {
 
 // matchKey is equal for two matches that take the same set, ports aside.
 func matchKey(m *plan.Match, priority int) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d %x", priority, uint16(m.Protocols))
+	k := make([]byte, 0, 128)
+	k = strconv.AppendInt(k, int64(priority), 10)
+	k = strconv.AppendUint(append(k, ' '), uint64(m.Protocols), 16)
 	for _, list := range [][]string{m.Domains, m.Paths, m.Methods} {
-		fmt.Fprintf(&b, " %q", list)
+		k = append(k, '\n')
+		for _, s := range list {
+			k = strconv.AppendQuote(append(k, ' '), s)
+		}
 	}
 	for _, list := range [][]plan.FieldMatch{m.Headers, m.Query} {
-		fmt.Fprintf(&b, " %q", list)
+		k = append(k, '\n')
+		for _, f := range list {
+			k = strconv.AppendQuote(append(k, ' '), f.Name)
+			k = strconv.AppendQuote(append(k, '='), f.Value)
+			k = strconv.AppendQuote(append(k, '~'), f.Regex)
+		}
 	}
-	fmt.Fprint(&b, m.Clients)
-	return b.String()
+	for _, c := range m.Clients {
+		k = c.AppendTo(append(k, ' '))
+	}
+	return string(k)
 }

@@ -1,4 +1,6 @@
 package config
 
-// Schema is the JSON Schema of a configuration file.
-func Schema() []byte { return nil }
+import "github.com/quaymaster/quaymaster/internal/config/form"
+
+// Schema is the JSON Schema of a configuration file, made from the types that files are read into.
+func Schema() []byte { return form.Schema() }

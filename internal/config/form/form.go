@@ -5,6 +5,8 @@
 // nothing of how values agree with each other, and opens nothing.
 package form
 
+//go:generate go test -run ^TestReferenceIsFresh$ -update .
+
 import "time"
 
 // A File is one configuration file. Several files (`-c DIR`) add up: lists and maps grow, a single value may be set once.

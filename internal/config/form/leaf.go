@@ -240,10 +240,10 @@ type Method string
 // ReadText reads it.
 func (m *Method) ReadText(s string) error {
 	*m = Method(s)
-	if up := strings.ToUpper(s); up != s && token(s) {
+	if up := strings.ToUpper(s); up != s && isToken(s) {
 		return strict.Faultf("write "+up, "method %s is not in capitals, and case counts", short(s))
 	}
-	if !token(s) || len(s) > 32 {
+	if !isToken(s) || len(s) > 32 {
 		return strict.Faultf("write GET, POST or another one", "%q is no method", short(s))
 	}
 	return nil
@@ -255,13 +255,13 @@ type Token string
 // ReadText reads it.
 func (t *Token) ReadText(s string) error {
 	*t = Token(s)
-	if !token(s) {
+	if !isToken(s) {
 		return strict.Faultf("write letters, digits and hyphens", "%q is no name of a field or cookie", short(s))
 	}
 	return nil
 }
 
-func token(s string) bool {
+func isToken(s string) bool {
 	for i := range len(s) {
 		c := s[i]
 		if !(c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
@@ -326,4 +326,19 @@ func (m *Mode) ReadText(s string) error {
 		return strict.Faultf(`write "0660" and a group`, "mode %s lets every user of this machine in", s)
 	}
 	return nil
+}
+
+// span writes a duration the short way.
+func span(d Duration) string {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	if d == 0 {
+		return "0"
+	}
+	return s
 }

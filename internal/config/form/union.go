@@ -249,7 +249,7 @@ type RateKey string
 func (k *RateKey) ReadText(s string) error {
 	*k = RateKey(s)
 	name, header := strings.CutPrefix(s, "header:")
-	if s == "client_ip" || s == "route" || header && token(name) {
+	if s == "client_ip" || s == "route" || header && isToken(name) {
 		return nil
 	}
 	return strict.Faultf("write client_ip, header:NAME or route", "%q is nothing to count by", short(s))

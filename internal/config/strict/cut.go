@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -48,26 +49,27 @@ func Cut(text []byte, sections Sections) ([]Piece, bool) {
 	return c.end(text), true
 }
 
-// odd finds what makes lines or indentation mean something else than they look like.
+// odd finds what makes lines or indentation mean something else than they look like, and what the parser refuses even in
+// a comment that no piece holds.
 func odd(text []byte) bool {
-	if len(text) > 0 && text[0] >= 0x80 { // a byte order mark
+	if !utf8.Valid(text) {
 		return true
 	}
-	for _, line := range []string{"\u0085", "\u2028", "\u2029"} { // line breaks to YAML
-		if bytes.Contains(text, []byte(line)) {
+	for i, c := range text {
+		switch {
+		case c == '&': // an anchor?
+			if i == 0 || strings.IndexByte(" \t\r\n[{,:-?", text[i-1]) >= 0 {
+				return true
+			}
+		case c == '\r':
+			if i+1 == len(text) || text[i+1] != '\n' {
+				return true
+			}
+		case c < ' ' && c != '\n' && c != '\t', c == 0x7f, c == 0xc2 && text[i+1] < 0xa0: // control characters; U+0085 breaks lines
 			return true
-		}
-	}
-	for i := 0; i < len(text); {
-		j := bytes.IndexAny(text[i:], "&\r")
-		if j < 0 {
-			return false
-		}
-		i += j + 1
-		if text[i-1] == '\r' && (i == len(text) || text[i] != '\n') {
+		case c == 0xe2 && text[i+1] == 0x80 && text[i+2]|1 == 0xa9: // U+2028 and U+2029 break lines
 			return true
-		}
-		if text[i-1] == '&' && (i == 1 || strings.IndexByte(" \t\r\n[{,:-?", text[i-2]) >= 0) { // an anchor
+		case c == 0xef && (text[i+1] == 0xbb || text[i+1] == 0xbf): // byte order marks, and what is no letter
 			return true
 		}
 	}
@@ -78,6 +80,7 @@ type cutter struct {
 	sections Sections
 	seen     map[string]bool
 	pieces   []Piece
+	begun    bool // --- was seen
 	line     int
 	section  string    // the top-level key we are in
 	kind     yaml.Kind // how it is cut; 0: not at all
@@ -96,7 +99,7 @@ func (c *cutter) take(line []byte, at int) bool {
 	case len(rest) == 0:
 		return true
 	case rest[0] == '\t':
-		return len(bytes.TrimSpace(rest)) == 0
+		return false
 	case rest[0] == '#':
 		return true
 	}
@@ -131,7 +134,8 @@ func (c *cutter) take(line []byte, at int) bool {
 }
 
 func (c *cutter) top(line []byte, at int) bool {
-	if len(c.seen) == 0 && string(line) == "---" {
+	if string(line) == "---" && len(c.seen) == 0 && !c.begun {
+		c.begun = true
 		return true
 	}
 	m := topKey.FindSubmatch(line)
@@ -181,6 +185,8 @@ func (p *Piece) Parse() bool {
 	}
 	n := doc.Content[0]
 	switch {
+	case n.Style&yaml.FlowStyle != 0: // what comes behind its end would be lost
+		return false
 	case n.Kind == yaml.MappingNode && len(n.Content) == 2:
 		p.Key, p.Value = n.Content[0], n.Content[1]
 		return p.Key.Kind == yaml.ScalarNode && p.Key.Tag != "!!merge"
@@ -189,6 +195,61 @@ func (p *Piece) Parse() bool {
 		return true
 	}
 	return false
+}
+
+// ParseAll parses adjacent items of one section together, which costs less than one by one. It reports false when they
+// must be parsed otherwise, and then leaves them as they were.
+func ParseAll(pieces []Piece) bool {
+	if len(pieces) == 0 {
+		return true
+	}
+	first, size := &pieces[0], 0
+	for i := range pieces {
+		size += len(pieces[i].Text)
+	}
+	if cap(first.Text) < size {
+		return false
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(first.Text[:size], &doc); err != nil || len(doc.Content) != 1 { // they are adjacent in their file
+		return false
+	}
+	step, n := 1, doc.Content[0]
+	if n.Kind == yaml.MappingNode {
+		step = 2
+	}
+	if len(n.Content) != step*len(pieces) || n.Style&yaml.FlowStyle != 0 {
+		return false
+	}
+	for i := range pieces { // each item begins in its own piece
+		line := n.Content[i*step].Line + first.Line
+		if line <= pieces[i].Line || i+1 < len(pieces) && line > pieces[i+1].Line {
+			return false
+		}
+	}
+	for i := range pieces {
+		if step == 2 {
+			pieces[i].Key = n.Content[2*i]
+			if pieces[i].Key.Kind != yaml.ScalarNode || pieces[i].Key.Tag == "!!merge" {
+				return false
+			}
+		}
+		pieces[i].Value = n.Content[i*step+step-1]
+		down(pieces[i].Key, pieces[i].Line-first.Line)
+		down(pieces[i].Value, pieces[i].Line-first.Line)
+	}
+	return true
+}
+
+// down makes the lines of nodes count from the beginning of their own piece.
+func down(n *yaml.Node, lines int) {
+	if n == nil || lines == 0 {
+		return
+	}
+	n.Line -= lines
+	for _, c := range n.Content {
+		down(c, lines)
+	}
 }
 
 // Split returns the items of a section that was read whole, or the piece itself.

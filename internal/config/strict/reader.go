@@ -364,6 +364,11 @@ func (r *Reader) readStruct(n *yaml.Node, v reflect.Value) {
 		r.Problem(n, "write its keys: "+strings.Join(r.Types.of(v.Type()).names, ", "), "a %s stands where a map is wanted", kindName(n))
 		return
 	}
+	if r.Places != nil {
+		if p := r.Path(); r.Places[p] == (Place{}) {
+			r.Places[p] = Place{File: r.File, Line: n.Line + r.Line, Col: n.Column}
+		}
+	}
 	fields := r.Types.of(v.Type())
 	for key, value := range r.pairs(n) {
 		f, ok := fields.byName[key.Value]
@@ -399,35 +404,64 @@ func (r *Reader) unknown(f *fields, key *yaml.Node) {
 // pairs yields the keys and values of a map, those merged by << after the others, and notes keys that stand twice.
 func (r *Reader) pairs(n *yaml.Node) func(yield func(k, v *yaml.Node) bool) {
 	return func(yield func(k, v *yaml.Node) bool) {
-		seen := make(map[string]*yaml.Node, len(n.Content)/2)
+		seen := seenKeys{}
 		var merged []*yaml.Node
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			k, v := n.Content[i], n.Content[i+1]
-			switch {
-			case k.Kind != yaml.ScalarNode:
+			if k.Kind != yaml.ScalarNode {
 				r.Problem(k, "write a plain word before the colon", "a %s cannot be a key", kindName(k))
-			case k.Tag == "!!merge":
+				continue
+			}
+			if k.Tag == "!!merge" {
 				merged = append(merged, v)
-			case seen[k.Value] != nil:
-				r.In(k.Value, func() {
-					r.Problem(k, "keep one of the two", "also set at line %d", seen[k.Value].Line+r.Line)
-				})
-			default:
-				seen[k.Value] = k
-				if !yield(k, v) {
-					return
-				}
+				continue
+			}
+			if first := seen.add(k); first != nil {
+				r.In(k.Value, func() { r.Problem(k, "keep one of the two", "also set at line %d", first.Line+r.Line) })
+				continue
+			}
+			if !yield(k, v) {
+				return
 			}
 		}
 		for _, m := range merged {
-			if !r.merge(m, seen, yield, 0) {
+			if !r.merge(m, &seen, yield, 0) {
 				return
 			}
 		}
 	}
 }
 
-func (r *Reader) merge(m *yaml.Node, seen map[string]*yaml.Node, yield func(k, v *yaml.Node) bool, depth int) bool {
+// seenKeys remembers the keys of one map. Most maps are small, and then no hash is made of them.
+type seenKeys struct {
+	few  [12]*yaml.Node
+	n    int
+	many map[string]*yaml.Node
+}
+
+// add returns the key of the same name that was added before, or adds this one.
+func (s *seenKeys) add(k *yaml.Node) *yaml.Node {
+	for _, f := range s.few[:min(s.n, len(s.few))] {
+		if f.Value == k.Value {
+			return f
+		}
+	}
+	if first := s.many[k.Value]; first != nil {
+		return first
+	}
+	if s.n < len(s.few) {
+		s.few[s.n] = k
+	} else {
+		if s.many == nil {
+			s.many = map[string]*yaml.Node{}
+		}
+		s.many[k.Value] = k
+	}
+	s.n++
+	return nil
+}
+
+func (r *Reader) merge(m *yaml.Node, seen *seenKeys, yield func(k, v *yaml.Node) bool, depth int) bool {
 	for m.Kind == yaml.AliasNode {
 		m = m.Alias
 	}
@@ -448,11 +482,8 @@ func (r *Reader) merge(m *yaml.Node, seen map[string]*yaml.Node, yield func(k, v
 			if !r.merge(v, seen, yield, depth+1) {
 				return false
 			}
-		} else if seen[k.Value] == nil {
-			seen[k.Value] = k
-			if !yield(k, v) {
-				return false
-			}
+		} else if k.Kind == yaml.ScalarNode && seen.add(k) == nil && !yield(k, v) {
+			return false
 		}
 	}
 	return true
