@@ -187,8 +187,14 @@ func (r *BodyReader) Trailer() []Field { return r.chunks.trailer.Fields }
 // its promise says so with Spoil.
 func (r *BodyReader) Raw() (c *net.TCPConn, head []byte, n int64, ok bool) {
 	c, ok = r.c.(*net.TCPConn)
-	if !ok || !r.open.Load() || r.err != nil || r.f == ByChunks || r.onRead != nil {
+	if !ok || !r.open.Load() || r.err != nil || r.f == ByChunks {
 		return nil, nil, 0, false
+	}
+	if f := r.onRead; f != nil {
+		r.onRead = nil
+		if r.err = f(); r.err != nil {
+			return nil, nil, 0, false
+		}
 	}
 	head, n = r.buf.Bytes(), -1
 	if r.f == ByLength {

@@ -34,6 +34,7 @@ type BodyWriter struct {
 	out   []byte // held back; its storage is hold's unless a head outgrew it
 	f     Framing
 	left  int64 // still to be written, with ByLength
+	raw   bool  // handed over: what is left is the holder's to send
 	ended bool
 	err   error // why nothing can be written any more
 
@@ -56,7 +57,7 @@ func (w *BodyWriter) Start(c net.Conn, head []byte, f Framing, n int64) {
 	w.release()
 	w.hold = GetBuffer()
 	w.out = append(w.hold.b[:0], head...)
-	w.c, w.f, w.left, w.ended, w.err = c, f, 0, false, nil
+	w.c, w.f, w.left, w.raw, w.ended, w.err = c, f, 0, false, false, nil
 	if f == ByLength {
 		w.left = n
 	}
@@ -106,6 +107,7 @@ func (w *BodyWriter) Write(p []byte) (int, error) {
 	if w.f == ByLength {
 		w.left -= int64(len(p))
 	}
+	w.raw = false
 	held := len(w.out)+len(p)+chunkOverhead <= cap(w.out)
 	if w.f == ByChunks {
 		w.out = strconv.AppendInt(w.out, int64(len(p)), 16)
@@ -199,13 +201,14 @@ func plainDeadline(err error) error {
 	return err
 }
 
-// Raw implements Sink. The deadline is taken off the connection, for the caller to set.
+// Raw implements Sink. The deadline is taken off the connection, for the caller to set. A caller that does not use what
+// it got goes on with Write.
 func (w *BodyWriter) Raw() (c *net.TCPConn, ok bool) {
 	c, ok = w.c.(*net.TCPConn)
 	if !ok || w.ended || w.err != nil || w.f == ByChunks || w.f == NoBody || w.Flush() != nil {
 		return nil, false
 	}
-	w.left = 0
+	w.raw = true
 	w.clock.Clear()
 	return c, true
 }
@@ -230,7 +233,7 @@ func (w *BodyWriter) Close(trailer []Field) error {
 		w.out = append(w.out, endOfLine...)
 	}
 	err := w.Flush()
-	if err == nil && w.left > 0 {
+	if err == nil && w.left > 0 && !w.raw {
 		w.err = errTooShort
 		err = w.err
 	}
