@@ -149,7 +149,7 @@ func (b *buckets) key(gt *Gate, client netip.Addr, value []byte) key {
 	return keyOf(client)
 }
 
-// ranges are sorted, disjoint spans of addresses.
+// ranges are sorted, disjoint spans of addresses, IPv4 before IPv6.
 type ranges []span
 
 type span struct{ first, last netip.Addr }
@@ -169,7 +169,7 @@ func rangesOf(list []netip.Prefix) ranges {
 	slices.SortFunc(out, func(x, y span) int { return cmp.Or(x.first.Compare(y.first), y.last.Compare(x.last)) })
 	kept := out[:0]
 	for _, s := range out {
-		if n := len(kept); n > 0 && s.last.BitLen() == kept[n-1].last.BitLen() && !kept[n-1].last.Less(s.last) {
+		if n := len(kept); n > 0 && !kept[n-1].last.Less(s.last) {
 			continue // prefixes overlap only by one holding the other
 		}
 		kept = append(kept, s)
@@ -198,5 +198,5 @@ func (r ranges) has(a netip.Addr) bool {
 			hi = mid
 		}
 	}
-	return lo > 0 && r[lo-1].last.BitLen() == a.BitLen() && a.Compare(r[lo-1].last) <= 0
+	return lo > 0 && a.Compare(r[lo-1].last) <= 0
 }

@@ -38,7 +38,7 @@ func enters(gt *Gate, client string, field ...string) Reason {
 
 func TestDenyWinsOverAllow(t *testing.T) {
 	g := New(Options{Limit: many})
-	both := gateOf(g, plan.Security{Allow: prefixes("10.0.0.0/8", "2001:db8::/32", "::ffff:192.168.0.0/120"), Deny: prefixes("10.1.2.3/32", "10.9.9.9/16", "2001:db8:dead::/48")})
+	both := gateOf(g, plan.Security{Allow: prefixes("10.0.0.0/8", "2001:db8::/32", "fe80::/64", "::ffff:192.168.0.0/120"), Deny: prefixes("10.1.2.3/32", "fe80::1/128", "10.9.9.9/16", "2001:db8:dead::/48")})
 	deny := gateOf(g, plan.Security{Deny: prefixes("10.0.0.0/8", "10.1.0.0/16", "10.0.0.0/9")})
 	six := gateOf(g, plan.Security{Allow: prefixes("::/0")})
 	all := gateOf(g, plan.Security{Allow: prefixes("0.0.0.0/0", "::/0")})
@@ -62,6 +62,10 @@ func TestDenyWinsOverAllow(t *testing.T) {
 		{both, "2001:db8::1", true},
 		{both, "2001:db8:dead::1", false},
 		{both, "2001:db9::1", false},
+		{both, "fe80::2%eth0", true},
+		{both, "fe80::1%eth0", false},
+		{both, "fe80:0:0:1::", false},
+		{both, "fe80::ffff:ffff:ffff:ffff%eth0", true},
 		{both, "::a00:1", false},
 		{both, "", false},
 		{deny, "10.200.0.1", false},

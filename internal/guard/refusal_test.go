@@ -116,8 +116,14 @@ func TestTheOthersAreSummedUpEveryTenSeconds(t *testing.T) {
 		if len(log.list()) != 2 {
 			t.Error("silence was logged")
 		}
+		time.Sleep(summaryEvery / 2)                   // off the beat of the summaries
 		g.Reject(Denied, addr("10.0.0.1"), ":443", "") // at once again
 		g.Reject(Denied, addr("10.0.0.3"), ":443", "") // at the end
+		time.Sleep(summaryEvery - time.Second)
+		synctest.Wait()
+		if n := len(log.list()); n != 3 {
+			t.Errorf("%d lines before ten seconds are over", n)
+		}
 		stop()
 		list = log.list()
 		if len(list) != 4 || !strings.Contains(list[3], "count=1 client=10.0.0.3") {

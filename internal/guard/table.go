@@ -156,7 +156,7 @@ func (s *shard) slot(k key, now int64) int32 {
 	if i, ok := s.at[k]; ok {
 		return i
 	}
-	s.expire(now)
+	s.expire(now, 1)
 	i := s.free
 	switch {
 	case i >= 0:
@@ -174,19 +174,16 @@ func (s *shard) slot(k key, now int64) int32 {
 	return i
 }
 
-// rest puts a slot among the idle, or forgets it if it has nothing to remember.
+// rest puts a slot among the idle. One that has nothing to remember is forgotten with the next few.
 func (s *shard) rest(i int32, now int64) {
 	s.link(i)
-	if s.slots[i].due <= now {
-		s.forget(i)
-	}
-	s.expire(now)
+	s.expire(now, 0)
 }
 
 // expire forgets those of the longest gone that have nothing to remember, a few at a time, and the longest gone in any
-// case while there are too many.
-func (s *shard) expire(now int64) {
-	for n := 0; s.first >= 0 && (s.idle >= s.most || n < 2 && s.slots[s.first].due <= now); n++ {
+// case while there are too many for so many more.
+func (s *shard) expire(now int64, more int) {
+	for n := 0; s.first >= 0 && (s.idle+more > s.most || n < 2 && s.slots[s.first].due <= now); n++ {
 		s.forget(s.first)
 	}
 }
