@@ -96,7 +96,7 @@ func race(t *testing.T, most int64, enter func() bool, leave func()) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			for n := range 15_000 {
+			for n := range 10_000 {
 				if !enter() {
 					runtime.Gosched()
 					continue
@@ -128,7 +128,7 @@ func race(t *testing.T, most int64, enter func() bool, leave func()) {
 }
 
 func TestCountsStayRightUnderRaces(t *testing.T) {
-	for _, most := range []int{1, 2, 7, 1000} {
+	for _, most := range []int{1, 2, 7} {
 		g := New(Options{Limit: many})
 		follow(t, g, plan.Settings{MaxConnections: most, MaxPerIP: most})
 		gate := NewGate(&plan.Route{Name: "r", Security: plan.Security{MaxConns: most}}, g)
@@ -139,6 +139,27 @@ func TestCountsStayRightUnderRaces(t *testing.T) {
 			MaxConns: most, Rate: &plan.RateLimit{Requests: 1 << 30, Per: time.Second, Key: "route"},
 		}}, g)
 		race(t, int64(most), func() bool { _, _, ok := rated.Enter(addr10, nil); return ok }, rated.Leave)
+	}
+}
+
+// Where nobody is refused nothing slows the counting down, and a lost count shows soonest.
+func TestNoCountIsLostAmongThoseWhoComeAndGo(t *testing.T) {
+	g := New(Options{Limit: many})
+	gate := NewGate(&plan.Route{Name: "r", Security: plan.Security{MaxConns: 1000}}, g)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 200_000 {
+				g.Accept()
+				g.Leave()
+				gate.Enter(addr10, nil)
+				gate.Leave()
+			}
+		})
+	}
+	wg.Wait()
+	if n, m := g.Status().Active, gate.Active(); n != 0 || m != 0 {
+		t.Errorf("all are gone, and %d connections and %d exchanges are counted", n, m)
 	}
 }
 
