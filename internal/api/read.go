@@ -278,7 +278,7 @@ func matched(r *request) (string, error) {
 	switch {
 	case v == "":
 		return "", problem(http.StatusPreconditionRequired, "send If-Match with the revision you saw (the ETag of GET /v1/routes), or * to edit whatever is in force")
-	case v == "*":
+	case v == "*", v == `"*"`: // the second is the tag of no revision, and never matches
 		return v, nil
 	}
 	return strings.Trim(strings.TrimPrefix(v, "W/"), `"`), nil

@@ -151,6 +151,12 @@ func TestClient_TypedCalls(t *testing.T) {
 	if err != nil || !ch.DryRun || ch.Touched != 2 {
 		t.Error(ch, err)
 	}
+	if err := c.Do(ctx, "PUT", "/v1/routes/fresh", "*", []byte("{}"), nil); err != nil {
+		t.Error(err)
+	}
+	if err := c.Do(ctx, "PUT", "/v1/routes/fresh", "r8", []byte("{}"), nil); err != nil {
+		t.Error(err)
+	}
 	e, err := c.Explain(ctx, Question{Text: "http://a.test/p?q=1", Method: "PUT", Client: "10.0.0.9", Header: map[string]string{"x-a": "8"}})
 	if err != nil || e.Outcome != "PUT a.test /p?q=1 8 10.0.0.9" {
 		t.Error(e, err)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 )
 
 func TestRing_KeepsTheNewest(t *testing.T) {
@@ -37,27 +38,30 @@ func TestRing_SlowFollowerMissesAndLearnsHowMany(t *testing.T) {
 }
 
 func TestRing_FollowersSeeEveryEntryInOrder(t *testing.T) {
-	r := NewRing[int](1000)
-	var wg sync.WaitGroup
-	for range 4 {
-		from := r.End()
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			for want := range 1000 {
-				v, n, err := r.Next(context.Background(), from)
-				if v != want || err != nil {
-					t.Errorf("%d for %d, %v", v, want, err)
-					return
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRing[int](100)
+		var wg sync.WaitGroup
+		for range 4 {
+			from := r.End()
+			wg.Go(func() {
+				for want := range 100 {
+					v, n, err := r.Next(t.Context(), from)
+					if v != want || err != nil {
+						t.Errorf("%d for %d, %v", v, want, err)
+						return
+					}
+					from = n + 1
 				}
-				from = n + 1
+			})
+		}
+		for i := range 100 {
+			if i%3 == 0 {
+				synctest.Wait() // all of them wait for the next
 			}
-		}()
-	}
-	for i := range 1000 {
-		r.Add(i)
-	}
-	wg.Wait()
+			r.Add(i)
+		}
+		wg.Wait()
+	})
 }
 
 func TestRing_WaitEndsWithItsContext(t *testing.T) {
