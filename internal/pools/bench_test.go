@@ -75,25 +75,7 @@ func BenchmarkPick(b *testing.B) {
 
 // BenchmarkPrepare changes 100 of 10,000 upstreams.
 func BenchmarkPrepare(b *testing.B) {
-	many := func(change int) *plan.Plan {
-		p := &plan.Plan{}
-		for i := range 10_000 {
-			u := upstream(fmt.Sprintf("u%05d", i), plan.Target{Text: "10.0.0.1:80", Host: "10.0.0.1", Port: 80, Weight: 1})
-			p.Upstreams = append(p.Upstreams, u)
-			if i%100 == 0 {
-				u.Targets[0].Weight += change
-			}
-		}
-		return p
-	}
-	a := many(0)
-	c := &plan.Plan{}
-	c.Upstreams = append(c.Upstreams, a.Upstreams...)
-	for i, u := range many(1).Upstreams {
-		if i%100 == 0 {
-			c.Upstreams[i] = u
-		}
-	}
+	a, c := thousands()
 	b.Run("first", func(b *testing.B) {
 		for b.Loop() {
 			followPlan(b, New(Options{}), a)
@@ -106,4 +88,28 @@ func BenchmarkPrepare(b *testing.B) {
 			followPlan(b, ps, []*plan.Plan{c, a}[i%2])
 		}
 	})
+}
+
+// thousands are two plans of 10,000 upstreams that differ in 100.
+func thousands() (a, c *plan.Plan) {
+	many := func(change int) *plan.Plan {
+		p := &plan.Plan{}
+		for i := range 10_000 {
+			u := upstream(fmt.Sprintf("u%05d", i), plan.Target{Text: "10.0.0.1:80", Host: "10.0.0.1", Port: 80, Weight: 1})
+			p.Upstreams = append(p.Upstreams, u)
+			if i%100 == 0 {
+				u.Targets[0].Weight += change
+			}
+		}
+		return p
+	}
+	a = many(0)
+	c = &plan.Plan{}
+	c.Upstreams = append(c.Upstreams, a.Upstreams...)
+	for i, u := range many(1).Upstreams {
+		if i%100 == 0 {
+			c.Upstreams[i] = u
+		}
+	}
+	return a, c
 }

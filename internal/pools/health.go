@@ -43,9 +43,10 @@ func (ps *Pools) watch(p *Pool, n int) {
 			continue // the port of a preserved one is known per client only
 		}
 		ctx, stop := context.WithCancel(ps.run)
-		m.check = &watch{set: set, stop: stop}
+		w := &watch{set: set, stop: stop}
+		m.check = w
 		first := rand.N(min(time.Second, time.Duration(n)*time.Millisecond))
-		ps.checks.Go(func() { p.checkOn(ctx, m, m.check, first) })
+		ps.checks.Go(func() { p.checkOn(ctx, m, w, first) })
 	}
 }
 

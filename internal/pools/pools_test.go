@@ -143,6 +143,14 @@ func kind(err error) string {
 	return "?"
 }
 
+func status(err error) int {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Status()
+	}
+	return 0
+}
+
 // must fails the test on an error.
 func must(t tb, err error) {
 	t.Helper()
@@ -172,7 +180,7 @@ func counted(s *httptest.Server) *atomic.Int64 {
 	return &n
 }
 
-func TestH05_AConnectionIsUsedAgain(t *testing.T) {
+func TestAConnectionIsUsedAgain(t *testing.T) {
 	srv := httptest.NewUnstartedServer(name("hello"))
 	n := counted(srv)
 	srv.Start()
@@ -270,10 +278,10 @@ func (x *exchanger) talk() error {
 	for err == nil {
 		_, err = body.Read(x.body)
 	}
-	if err != io.EOF {
-		return err
+	if errors.Is(err, io.EOF) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // rawTarget answers every request head with the same bytes, without allocating.

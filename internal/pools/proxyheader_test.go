@@ -98,7 +98,7 @@ func listener(t *testing.T, n int) (addr string, said chan heard) {
 	return l.Addr().String(), said
 }
 
-func TestC12_ProxyHeadersGoToTargetsAndHealthChecks(t *testing.T) {
+func TestProxyHeadersGoToTargetsAndHealthChecks(t *testing.T) {
 	client, local := netip.MustParseAddrPort("203.0.113.9:5555"), netip.MustParseAddrPort("198.51.100.1:443")
 	for version := 1; version <= 2; version++ {
 		t.Run("exchange", func(t *testing.T) {

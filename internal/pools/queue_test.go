@@ -65,7 +65,7 @@ func TestAFullQueueRefusesAtOnce(t *testing.T) {
 	var a, b Stream
 	must(t, p.Open(&Ask{}, &a))
 	err := p.Open(&Ask{}, &b)
-	if kind(err) != "queue_full" || err.(*Error).Status() != 503 {
+	if kind(err) != "queue_full" || status(err) != 503 {
 		t.Fatalf("got %v", err)
 	}
 	a.Close(false)
@@ -129,6 +129,27 @@ func TestAbortsAndGrantsThatCrossLoseNoSlot(t *testing.T) {
 		<-done
 	}
 	until(t, "free", func() bool { return p.status().Targets[0].Active == 0 })
+}
+
+func TestASlotGrantedToSomebodyWhoLeftGoesToTheNext(t *testing.T) {
+	u := upstream("web", targets(1)...)
+	u.Pool.MaxPerTarget = 1
+	p := balanced(t, u)
+	a, b := &waiter{ask: &Ask{}, ready: make(chan struct{}, 1)}, &waiter{ask: &Ask{}, ready: make(chan struct{}, 1)}
+	p.mu.Lock()
+	p.queue.push(a)
+	p.queue.push(b)
+	p.pump(p.ps.now())
+	p.mu.Unlock()
+	if a.m == nil || b.m != nil {
+		t.Fatal("not the first was served")
+	}
+	if _, err := p.waited(a, "aborted"); kind(err) != "aborted" {
+		t.Fatalf("got %v", err)
+	}
+	if b.m == nil || b.m.active != 1 {
+		t.Fatal("the slot is lost")
+	}
 }
 
 func TestATunnelCountsAsAConnection(t *testing.T) {

@@ -237,15 +237,11 @@ func (s *Stream) Close(reusable bool) {
 	if c == nil {
 		return
 	}
-	fault := s.fault
-	if aborted {
-		fault = ""
-	}
 	if stale && !aborted {
 		s.p.flush(s.m)
 	}
-	reusable = reusable && !aborted && fault == "" && s.answered && !s.ends && !s.switched && c.between()
+	reusable = reusable && !aborted && s.fault == "" && s.answered && !s.ends && !s.switched && c.between()
 	c.giveBack(!reusable)
 	s.c = nil
-	s.p.leave(s.m, c, reusable, fault)
+	s.p.leave(s.m, c, reusable, s.fault)
 }
