@@ -135,6 +135,16 @@ func TestBindErrorKindsAreToldApart(t *testing.T) {
 		// The holder of any overlapping address is named.
 		refuse(t, plan.Addr{Port: busy.Port}, InUse, fmt.Sprint(cmd.Process.Pid))
 	})
+	t.Run("in use, told from a neighbour", func(t *testing.T) {
+		n := freePort(t)
+		neighbour, _ := occupy(t, fmt.Sprintf("127.0.0.2:%d", n))
+		cmd, busy := occupy(t, fmt.Sprintf("127.0.0.3:%d", n))
+		refuse(t, busy, InUse, fmt.Sprintf("(pid %d,", cmd.Process.Pid))
+		kill(cmd)
+		refuse(t, plan.TCPAddr(netip.MustParseAddr("127.0.0.2"), n), InUse, fmt.Sprintf("(pid %d,", neighbour.Process.Pid))
+		h.apply(wants(mine, busy)) // no holder of this one: a neighbour on the same number is none
+		h.apply(wants(mine))
+	})
 	t.Run("address not on this host", func(t *testing.T) {
 		refuse(t, plan.TCPAddr(netip.MustParseAddr("192.0.2.7"), 8080), NoAddress, "this host has no address 192.0.2.7 (it has 127.0.0.1")
 	})

@@ -301,8 +301,10 @@ func childAdopt() {
 func TestP19_SocketsOfSystemdAreUsedByNameAndAddressAndKept(t *testing.T) {
 	var files []*os.File
 	var addrs []string
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // plain TCP, as systemd makes them
 	for range 3 {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		l, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}

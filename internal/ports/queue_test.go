@@ -200,18 +200,19 @@ func TestP18_WhenTheNewOverlappingBindFailsTheOldIsBack(t *testing.T) {
 func TestQueueOfAnOverlappingSocketGoesToItsHeir(t *testing.T) {
 	n := freePort(t)
 	wild, one, two := plan.Addr{Port: n}, loopback(n), plan.TCPAddr(netip.MustParseAddr("127.0.0.2"), n)
-	gate := make(chan struct{})
+	entered, gate := make(chan struct{}), make(chan struct{})
 	var h *harbour
-	first := true
+	var once sync.Once
 	h = open(t, Options{Serve: func(c net.Conn, l *Listener) {
-		if first { // holds the accept loop up, so that those behind it are queued when the change comes
-			first = false
+		once.Do(func() { // holds the accept loop up, so that those behind it are queued when the change comes
+			close(entered)
 			<-gate
-		}
+		})
 		h.serve(c, l)
 	}})
 	h.apply(wants(wild))
 	plug := dialMany(t, one.String(), 1)
+	<-entered
 	toOne, toTwo := dialMany(t, one.String(), 5), dialMany(t, two.String(), 5)
 	step, err := h.Prepare(t.Context(), wants(one, two))
 	if err != nil {
