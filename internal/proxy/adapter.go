@@ -142,7 +142,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	if w.failed != nil {
 		return 0, w.failed
 	}
-	if bodyless(w.t.ex.Req.Method, w.status) && string(w.t.ex.Req.Method) != http.MethodHead {
+	if bodyless(nil, w.status) {
 		return 0, http.ErrBodyNotAllowed
 	}
 	if w.length >= 0 && w.wrote+int64(len(p)) > w.length {
@@ -233,6 +233,9 @@ func (w *writer) fail(err error) error {
 	if err != nil && w.failed == nil {
 		w.failed = err
 		w.t.ex.Log.Reason, w.t.ex.Log.Detail = "client_gone", err.Error()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			w.t.ex.Log.Reason = "body_stall"
+		}
 	}
 	return err
 }
@@ -262,12 +265,11 @@ func (w *writer) finish() {
 	if n < 0 && (w.wrote > 0 || string(w.t.ex.Req.Method) != http.MethodHead) {
 		n = w.wrote
 	}
-	if w.begin(n, nil) != nil {
+	if w.length >= 0 && w.wrote < w.length && !bodyless(w.t.ex.Req.Method, w.status) {
+		w.spoil()
 		return
 	}
-	if w.length >= 0 && w.wrote < w.length && !bodyless(w.t.ex.Req.Method, w.status) {
-		w.sink.Reset(io.ErrUnexpectedEOF)
-		w.t.ex.Log.Reason = "internal"
+	if w.begin(n, nil) != nil {
 		return
 	}
 	w.deadline()
@@ -280,10 +282,18 @@ func (w *writer) rescue() {
 	if v == nil {
 		return
 	}
-	w.t.ex.Log.Reason = "internal"
 	if v != http.ErrAbortHandler {
 		w.t.r.o.logger().Error("handler panicked", "route", w.t.r.Plan.Name, "err", v, "stack", string(debug.Stack()))
 	}
+	w.spoil()
+}
+
+// spoil ends an answer that the handler did not: with an error page, or so that nobody takes it for whole.
+func (w *writer) spoil() {
+	if w.failed != nil {
+		return
+	}
+	w.t.ex.Log.Reason = "internal"
 	if w.sink != nil {
 		w.sink.Reset(io.ErrUnexpectedEOF)
 		return

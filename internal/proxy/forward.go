@@ -146,6 +146,9 @@ func (f *forward) attempt(t *turn, try int) (again bool) {
 	if err != nil {
 		return f.unanswered(t, err, try)
 	}
+	if t.up.began {
+		t.watch.answered()
+	}
 	if slices.Contains(f.retries.Statuses, t.in.Status) && f.repeatable(t, try) {
 		t.stream.Close(false)
 		return true

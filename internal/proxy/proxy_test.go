@@ -38,6 +38,8 @@ type house struct {
 	pools    *pools.Pools
 	options  *Options
 	registry *prometheus.Registry
+	silent   bool                 // keep no records
+	before   func(*wire.Exchange) // if not nil, called with each exchange; set before the first connection
 
 	mu      sync.Mutex // guards records
 	records []wire.Record
@@ -167,8 +169,14 @@ func (h *house) handle(ex *wire.Exchange) {
 		Refuse(ex, 404, "no_route", "", 0)
 		return
 	}
+	if h.before != nil {
+		h.before(ex)
+	}
 	h.route.Serve(ex)
 	h.route.Life.Drop()
+	if h.silent {
+		return
+	}
 	rec := ex.Log
 	rec.ID = slices.Clone(rec.ID)
 	h.mu.Lock()

@@ -20,7 +20,7 @@ type upload struct {
 	joined  bool // done was received, or no goroutine was started
 	sink    targetSink
 	flow    relay.Flow
-	over    atomic.Bool
+	over    atomic.Bool   // the body is no longer moving
 	done    chan struct{} // holds one value when the goroutine has ended
 	err     error
 }
@@ -54,8 +54,12 @@ func (t *turn) upload() {
 	t.ex.Log.In += n
 	u.over.Store(true)
 	var side *relay.SideError
-	if u.err != nil && (!errors.As(u.err, &side) || side.Side == relay.Source || errors.Is(u.err, os.ErrDeadlineExceeded)) {
+	switch {
+	case u.err == nil:
+	case !errors.As(u.err, &side) || side.Side == relay.Source || errors.Is(u.err, os.ErrDeadlineExceeded):
 		t.stream.Abort()
+	default:
+		t.watch.expire(answerAfter)
 	}
 }
 
@@ -103,6 +107,9 @@ func (t *turn) join() {
 	<-t.up.done
 }
 
+// answerAfter is how long an answer is waited for when the target has stopped taking the request.
+const answerAfter = time.Second
+
 // past is a deadline that ends a wait at once.
 var past = time.Unix(1, 0)
 
@@ -119,18 +126,21 @@ var errTooLarge = errors.New("the body is larger than max_body")
 type limited struct {
 	wire.Body
 	left int64
+	over bool // more than allowed has come
 }
 
 // Read gives at most what is left, and errTooLarge as soon as there is more.
 func (l *limited) Read(p []byte) (int, error) {
+	if l.over {
+		return 0, errTooLarge
+	}
 	if int64(len(p)) > l.left+1 {
 		p = p[:l.left+1]
 	}
 	n, err := l.Body.Read(p)
 	if int64(n) > l.left {
-		n = int(l.left)
-		l.left = 0
-		return n, errTooLarge
+		l.over = true
+		return int(l.left), errTooLarge
 	}
 	l.left -= int64(n)
 	return n, err
@@ -153,6 +163,7 @@ type watch struct {
 	armed bool
 	stop  func() // ends the watcher, if there is one
 	over  bool   // the client left
+	heard bool   // the head of an answer came
 }
 
 func (w *watch) init() {
@@ -162,7 +173,7 @@ func (w *watch) init() {
 
 func (w *watch) begin(t *turn) {
 	w.mu.Lock()
-	w.t, w.over = t, false
+	w.t, w.over, w.heard = t, false, false
 	w.gen++
 	if w.since = t.ex.Start; w.since.IsZero() {
 		w.since = time.Now()
@@ -200,6 +211,27 @@ func (w *watch) wake(gen uint64) {
 	}
 	w.over = true
 	w.t.stream.Abort()
+}
+
+// expire aborts the exchange if no answer has begun within d.
+func (w *watch) expire(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	gen := w.gen
+	time.AfterFunc(d, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.t != nil && w.gen == gen && !w.heard {
+			w.t.stream.Abort()
+		}
+	})
+}
+
+// answered says that the head of an answer came.
+func (w *watch) answered() {
+	w.mu.Lock()
+	w.heard = true
+	w.mu.Unlock()
 }
 
 func (w *watch) left() bool {
