@@ -83,9 +83,12 @@ func socketByLine(text []byte) string {
 		if line[0] != ' ' && line[0] != '\t' {
 			rest, ok := strings.CutPrefix(trimmed, "admin:")
 			inside = ok
-			trimmed = strings.Trim(strings.TrimSpace(rest), "{}") // admin: {socket: /run/x}
-			trimmed, _, _ = strings.Cut(trimmed, ",")
-			trimmed = strings.TrimSpace(trimmed)
+			// admin: {mode: "0600", socket: /run/x}
+			for _, member := range strings.Split(strings.Trim(strings.TrimSpace(rest), "{}"), ",") {
+				if trimmed = strings.TrimSpace(member); strings.HasPrefix(trimmed, "socket:") {
+					break
+				}
+			}
 		}
 		if v, ok := strings.CutPrefix(trimmed, "socket:"); ok && inside {
 			v, _, _ = strings.Cut(v, " #")
