@@ -181,6 +181,36 @@ func TestBindErrorKindsAreToldApart(t *testing.T) {
 	says(t, h.bound(mine), mine)
 }
 
+func TestOnlyAnOverlappingListenerIsBlamed(t *testing.T) {
+	at := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+	for _, c := range []struct {
+		wish    string
+		holders []string
+		blamed  string
+	}{
+		{"127.0.0.1:80", []string{"127.0.0.2:80", "[::1]:80"}, ""},
+		{"127.0.0.1:80", []string{"0.0.0.0:80"}, "0.0.0.0:80"},
+		{"127.0.0.1:80", []string{"[::]:80"}, "[::]:80"},
+		{"127.0.0.1:80", []string{"[::]:80", "127.0.0.1:80"}, "127.0.0.1:80"},
+		{"[::1]:80", []string{"0.0.0.0:80"}, ""},
+		{":80", []string{"[2001:db8::1]:80"}, "[2001:db8::1]:80"},
+	} {
+		e := &BindError{Kind: InUse, Addr: mustAddr(c.wish)}
+		var holders []Holder
+		for _, h := range c.holders {
+			holders = append(holders, Holder{Pid: 2, Addr: at(h)})
+		}
+		e.blame(holders, nil)
+		got := ""
+		if e.Holder != nil {
+			got = e.Holder.Addr.String()
+		}
+		if got != c.blamed {
+			t.Errorf("%s beside %v: blamed %q, want %q", c.wish, c.holders, got, c.blamed)
+		}
+	}
+}
+
 func TestBackoffGrowsToItsCapWithJitter(t *testing.T) {
 	p := &port{plan: &plan.Port{Addr: loopback(1)}}
 	now := time.Unix(1e9, 0)
