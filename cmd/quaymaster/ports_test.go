@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -238,7 +237,7 @@ func TestP06_KindsOfBindErrorsAreToldApart(t *testing.T) {
 		if low == 0 {
 			t.Skip("every port is unprivileged here")
 		}
-		w := prepare(t, fmt.Sprintf("routes:\n"+route("low", low, "l.test", a)+route("a", freePort(t), "a.test", a)))
+		w := prepare(t, "routes:\n"+route("low", low, "l.test", a)+route("a", freePort(t), "a.test", a))
 		if err := os.Chmod(w.dir, 0o777); err != nil {
 			t.Fatal(err)
 		}
@@ -686,5 +685,3 @@ func sorted(list []string) []string {
 	}
 	return out
 }
-
-var _ = context.Background

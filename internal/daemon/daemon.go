@@ -78,8 +78,8 @@ type Daemon struct {
 	life    context.Context // ends when the last connection has left
 	asked   chan struct{}   // closed by the first Stop
 	once    sync.Once
-	hurry   chan struct{} // closed by Cut
-	rush    sync.Once
+	hurry   context.Context // ends with Cut
+	rush    context.CancelFunc
 	cut     int
 }
 
@@ -100,9 +100,10 @@ func New(o Options) *Daemon {
 		o.Err = os.Stderr
 	}
 	d := &Daemon{
-		o: o, asked: make(chan struct{}), hurry: make(chan struct{}), level: &logs.Switch{},
+		o: o, asked: make(chan struct{}), level: &logs.Switch{},
 		events: logs.NewRing[api.Event](1000), metrics: prometheus.NewRegistry(),
 	}
+	d.hurry, d.rush = context.WithCancel(context.Background())
 	d.enter("starting")
 	return d
 }
@@ -285,7 +286,7 @@ func (d *Daemon) Stop() { d.once.Do(func() { close(d.asked) }) }
 // Cut ends a drain at once: what is still open is closed.
 func (d *Daemon) Cut() {
 	d.Stop()
-	d.rush.Do(func() { close(d.hurry) })
+	d.rush()
 }
 
 // stop drains and ends everything, in the reverse order of start.
@@ -302,17 +303,14 @@ func (d *Daemon) stop() int {
 	if err := d.ports.Stop(ctx); err != nil {
 		d.log.Warn("ports are still being closed", "err", err)
 	}
-	d.cut = d.edge.Drain(ctx)
+	if d.cut = d.edge.Drain(ctx); d.cut > 0 {
+		d.event("drain.cut", "", fmt.Sprintf("%d connections were cut", d.cut))
+	}
 	d.undo.unwind(ctx)
-	if d.cut > 0 {
+	if d.cut > 0 || d.hurry.Err() != nil {
 		return ExitCut
 	}
-	select {
-	case <-d.hurry:
-		return ExitCut
-	default:
-		return ExitOK
-	}
+	return ExitOK
 }
 
 // wait passes time, unless Cut is called.
@@ -321,26 +319,13 @@ func (d *Daemon) wait(t time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-d.hurry:
+	case <-d.hurry.Done():
 	}
 }
 
 // budget is a context that ends after t or with Cut.
 func (d *Daemon) budget(t time.Duration) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(context.Background(), t)
-	stop := make(chan struct{})
-	d.running.Add(1)
-	go func() {
-		defer d.running.Done()
-		select {
-		case <-d.hurry:
-			cancel()
-		case <-stop:
-		case <-ctx.Done():
-		}
-	}()
-	var once sync.Once
-	return ctx, func() { once.Do(func() { close(stop); cancel() }) }
+	return context.WithTimeout(d.hurry, t)
 }
 
 // expired is a context that is over.

@@ -66,6 +66,9 @@ func (d *Daemon) configStatus() api.ConfigStatus {
 	return s
 }
 
+// recent is how long a failure of a target that is up again is still shown.
+const recent = time.Minute
+
 // problems lists what is not as the plan wants it, in a fixed order.
 func (d *Daemon) problems() []api.Trouble {
 	out := []api.Trouble{}
@@ -82,12 +85,19 @@ func (d *Daemon) problems() []api.Trouble {
 	}
 	for _, u := range d.pools.Status() {
 		for _, t := range u.Targets {
-			if targetState(string(t.State)) == "down" {
-				out = append(out, api.Trouble{
-					Kind: "target", Object: u.Name + " " + t.Target, Message: "target is down: " + t.Reason,
-					Remedy: "start it, or take it out of upstream " + u.Name,
-				})
+			message := ""
+			switch {
+			case targetState(string(t.State)) == "down":
+				message = "target is down: "
+			case time.Since(t.Failed) < recent:
+				message = "target failed " + time.Since(t.Failed).Round(time.Second).String() + " ago: "
+			default:
+				continue
 			}
+			out = append(out, api.Trouble{
+				Kind: "target", Object: u.Name + " " + t.Target, Message: message + t.Reason,
+				Remedy: "start it, or take it out of upstream " + u.Name,
+			})
 		}
 	}
 	return out

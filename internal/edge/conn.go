@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/edge/http1"
 	"github.com/quaymaster/quaymaster/internal/guard"
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/pools"
 	"github.com/quaymaster/quaymaster/internal/proxy"
 	"github.com/quaymaster/quaymaster/internal/route"
 	"github.com/quaymaster/quaymaster/internal/sniff"
@@ -32,11 +34,11 @@ type conn struct {
 	}
 	identified bool // a per-IP slot is held
 
-	route      atomic.Pointer[proxy.Route] // where an exchange or tunnel stands right now
-	target     atomic.Pointer[net.Conn]    // of a tunnel
-	member     atomic.Pointer[string]      // text of the tunnel's target
-	cut        atomic.Bool                 // ended by us
-	prev, next *conn                       // guarded by Edge.mu
+	route      atomic.Pointer[proxy.Route]  // where an exchange or tunnel stands right now
+	target     atomic.Pointer[net.Conn]     // of a tunnel
+	member     atomic.Pointer[pools.Member] // the tunnel's target, where its route has an upstream
+	cut        atomic.Bool                  // ended by us
+	prev, next *conn                        // guarded by Edge.mu
 }
 
 // Serve begins to serve c, which arrived at the port, in a goroutine of its own, and returns. The connection is closed
@@ -98,7 +100,7 @@ func (c *conn) open() *wire.Buffer {
 		return nil
 	}
 	tp := c.portOf(s)
-	if c.port.Tunnel && len(have) == 0 {
+	if tp.TunnelOnly() && len(have) == 0 {
 		if rule := tp.FirstSpeaker(c.info.Client.Addr()); rule != nil {
 			c.tunnel(s, rule, nil, nil)
 			return nil
@@ -300,6 +302,11 @@ func lingerClose(c net.Conn) {
 	}
 }
 
+// unknown ends a connection whose first bytes no route asks for; the guard logs them once per source and minute.
+func (c *conn) unknown(res *sniff.Result) {
+	c.reject(guard.UnknownProtocol, hex.EncodeToString(res.Bytes[:min(len(res.Bytes), 16)]))
+}
+
 func isTimeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
@@ -307,8 +314,8 @@ func isTimeout(err error) bool {
 
 // targetText is the target of the tunnel this connection is, "" if it is none.
 func (c *conn) targetText() string {
-	if t := c.member.Load(); t != nil {
-		return *t
+	if m := c.member.Load(); m != nil {
+		return m.Target()
 	}
 	return ""
 }

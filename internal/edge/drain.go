@@ -23,6 +23,9 @@ const (
 func (e *Edge) Drain(ctx context.Context) (cut int) {
 	e.draining.Store(true)
 	e.mu.Lock()
+	for t := range e.timers {
+		t.Stop()
+	}
 	began := e.count
 	for c := e.first; c != nil; c = c.next {
 		if wire.ConnState(c.info.State.Load()) == wire.Idle {
@@ -81,78 +84,58 @@ func (e *Edge) cutAll() int {
 	return n
 }
 
-// depart applies on_remove to the connections that stand on routes which left the plan. A tunnel whose target is still
-// a target of the route's new value is left alone.
-func (e *Edge) depart(gone []*proxy.Route, next *snapshot) {
-	left := make(map[*proxy.Route]*plan.Upstream, len(gone))
+// depart applies on_remove after a change of plan: to everything that stands on a route which is gone by name, and to
+// tunnels whose target is no longer a target. Whatever else is under way ends as it began.
+func (e *Edge) depart(gone []*proxy.Route, next *plan.Plan) {
+	left := make(map[*proxy.Route]bool, len(gone))
 	for _, r := range gone {
-		left[r] = upstreamOf(next.plan, r.Plan.Name)
+		if next.Route(r.Plan.Name) == nil {
+			left[r] = true
+		}
 	}
-	var drained []*conn
+	var drained []stand
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	for c := e.first; c != nil; c = c.next {
-		r := c.route.Load()
-		up, ok := left[r]
-		if r == nil || !ok || hasTarget(up, c.targetText()) {
+		r, m := c.route.Load(), c.member.Load()
+		if r == nil || !left[r] && (m == nil || !m.Retired()) {
 			continue
 		}
 		if r.Plan.OnRemove == plan.CloseOnRemove {
 			c.end()
 		} else {
-			drained = append(drained, c)
+			drained = append(drained, stand{c, r})
 		}
 	}
-	e.mu.Unlock()
-	if len(drained) > 0 {
-		e.drainLater(drained, next.plan.Settings.DrainTimeout)
+	if len(drained) > 0 && !e.draining.Load() {
+		e.endLater(drained, next.Settings.DrainTimeout)
 	}
 }
 
-// drainLater ends the connections that still stand on the same route when the drain timeout is over. Nothing waits
-// for it: a connection that has left by itself has cleared its route.
-func (e *Edge) drainLater(conns []*conn, after time.Duration) {
-	type stand struct {
-		c *conn
-		r *proxy.Route
+// stand is a connection and the route it stood on when its end was decided.
+type stand struct {
+	c *conn
+	r *proxy.Route
+}
+
+// endLater ends the connections that still stand where they stood when the drain timeout is over. mu is held; Drain
+// stops the timer.
+func (e *Edge) endLater(stands []stand, after time.Duration) {
+	if e.timers == nil {
+		e.timers = make(map[*time.Timer]bool)
 	}
-	stands := make([]stand, len(conns))
-	for i, c := range conns {
-		stands[i] = stand{c, c.route.Load()}
-	}
-	time.AfterFunc(after, func() {
+	var t *time.Timer
+	t = time.AfterFunc(after, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.timers, t)
 		for _, s := range stands {
-			if s.r != nil && s.c.route.Load() == s.r {
+			if s.c.route.Load() == s.r {
 				s.c.end()
 			}
 		}
 	})
-}
-
-// upstreamOf is the upstream of the route of that name, nil if either is gone.
-func upstreamOf(p *plan.Plan, name string) *plan.Upstream {
-	r := p.Route(name)
-	if r == nil {
-		return nil
-	}
-	switch a := r.Action.(type) {
-	case plan.Tunnel:
-		return p.Upstream(a.Upstream)
-	case plan.Forward:
-		return p.Upstream(a.Upstream)
-	}
-	return nil
-}
-
-func hasTarget(u *plan.Upstream, text string) bool {
-	if u == nil || text == "" {
-		return false
-	}
-	for i := range u.Targets {
-		if u.Targets[i].Text == text {
-			return true
-		}
-	}
-	return false
+	e.timers[t] = true
 }
 
 // end asks the connection to finish: a WebSocket says 1001, anything else finds both directions over. It may be called
@@ -165,8 +148,8 @@ func (c *conn) end() {
 	c.shut()
 }
 
-// shut ends the connection under its user. The past deadline ends waits of our side; closing both directions lets a
-// peer see a FIN.
+// shut ends the connection under its user: waits of our side end by a past deadline, the peer sees a FIN, and an
+// exchange that waits for its target sees a client that hung up, and gives the target up.
 func (c *conn) shut() {
 	c.cut.Store(true)
 	_ = c.c.SetDeadline(time.Unix(1, 0))
@@ -175,5 +158,6 @@ func (c *conn) shut() {
 	}
 	if t, ok := c.c.(*net.TCPConn); ok {
 		_ = t.CloseWrite()
+		_ = t.CloseRead()
 	}
 }

@@ -35,20 +35,20 @@ type Options struct {
 
 // An Edge serves connections by the plan committed last.
 type Edge struct {
-	o       Options
-	access  accessLog
-	hellos  hellos
-	failed  failures
-	strange strangers
-	snap    atomic.Pointer[snapshot]
-	nextID  atomic.Uint64
+	o      Options
+	access accessLog
+	hellos hellos
+	failed failures
+	snap   atomic.Pointer[snapshot]
+	nextID atomic.Uint64
 
 	draining atomic.Bool
 
-	mu    sync.Mutex // guards the list of connections
-	first *conn
-	count int
-	quiet chan struct{} // closed when draining and the last connection has left
+	mu     sync.Mutex // guards what follows
+	first  *conn      // of the list of connections
+	count  int
+	timers map[*time.Timer]bool // of drains of removed routes
+	quiet  chan struct{}        // closed when draining and the last connection has left
 }
 
 // snapshot is one committed plan, compiled. routes[i] acts for plan.Routes[i].
@@ -129,9 +129,7 @@ func (s *step) Commit() { s.e.snap.Store(s.next) }
 
 // Retire lets go of the routes that are no longer in the plan and applies their on_remove.
 func (s *step) Retire() {
-	if len(s.gone) > 0 {
-		s.e.depart(s.gone, s.next)
-	}
+	s.e.depart(s.gone, s.next.plan)
 	for _, r := range s.gone {
 		r.Life.Drop()
 	}

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/guard"
@@ -34,17 +35,22 @@ func (c *conn) handle(ex *wire.Exchange) {
 	}
 }
 
+// questions are asked by one exchange at a time; on the stack each would be an allocation.
+var questions = sync.Pool{New: func() any { return &route.Request{} }}
+
 // choose finds the rule for a request and takes a reference on its route. A route that ended between the two is looked
 // up again in the newer table.
 func (c *conn) choose(ex *wire.Exchange) (*snapshot, *route.Rule, route.Verdict) {
+	q, _ := questions.Get().(*route.Request)
+	defer questions.Put(q)
 	for {
 		s := c.e.snap.Load()
-		q := route.Request{
+		*q = route.Request{
 			Method: ex.Req.Method, Host: ex.Req.Authority, Target: ex.Req.Target, Client: c.clientOf(ex, s),
 			Fields: &ex.Req,
 		}
 		q.Protocols = route.ProtocolsOf(&ex.Req, plan.ProtoHTTP1, ex.Req.Method, ex.Req.Target, ex.Req.Upgrade, nil)
-		rule, verdict := c.portOf(s).Request(&q)
+		rule, verdict := c.portOf(s).Request(q)
 		if rule == nil || s.routes[rule.Index].Life.Hold() {
 			return s, rule, verdict
 		}

@@ -76,9 +76,8 @@ func (c *conn) dial(live *proxy.Route, hello *sniff.Hello, log *wire.Record) (ne
 		if err != nil {
 			return nil, nil, err
 		}
-		text := m.Target()
-		c.member.Store(&text)
-		log.Upstream, log.Target = a.Upstream, text
+		c.member.Store(m)
+		log.Upstream, log.Target = a.Upstream, m.Target()
 		return conn, m.Release, nil
 	case plan.ByName:
 		if hello == nil || hello.Name == "" {

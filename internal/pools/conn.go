@@ -18,6 +18,7 @@ type conn struct {
 	idle int64 // Pools.now when it was put back
 
 	hello []byte // the PROXY header, until the first message takes it along
+	once  bool   // it had a PROXY header, and so speaks for one client: it is never kept
 	buf   *wire.Buffer
 	reads wire.Clock // of heads and bodies
 	body  wire.BodyReader

@@ -185,7 +185,7 @@ func (p *Pool) judge(m *Member, w *watch, reason string) {
 		return
 	}
 	if reason != "" {
-		m.reason = reason
+		m.reason, m.failed = reason, time.Now()
 	}
 	turned := m.judge(reason == "", w.set)
 	if turned {

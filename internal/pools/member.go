@@ -23,6 +23,7 @@ type Member struct {
 	idle   []*conn // last used at the end
 	since  time.Time
 	reason string // of the last failure
+	failed time.Time
 	near   nearby
 
 	// Choice.
@@ -105,7 +106,7 @@ func dialTarget(ctx context.Context, m *Member, key connKey) (net.Conn, error) {
 
 // blame counts a failure, and returns for how long it takes m out, 0 if it does not.
 func (p *Pool) blame(m *Member, reason string, now int64) time.Duration {
-	m.reason = reason
+	m.reason, m.failed = reason, time.Now()
 	set := &p.want.Passive
 	if set.Fails <= 0 || m.gone || m.outUntil > now {
 		return 0

@@ -162,7 +162,7 @@ func (p *Pool) dial(ask *Ask, s *Stream, m *Member, key connKey, timeout time.Du
 	}
 	c := newConn(p.ps, nc, key, p.ps.now())
 	if ask.SendProxy != 0 {
-		c.hello = appendProxy(nil, ask.SendProxy, ask.Client, ask.Local)
+		c.hello, c.once = appendProxy(nil, ask.SendProxy, ask.Client, ask.Local), true
 	}
 	p.ps.opened()
 	return c, nil

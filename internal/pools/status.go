@@ -32,6 +32,7 @@ type TargetStatus struct {
 	State  State     `json:"state"`
 	Since  time.Time `json:"since"`
 	Reason string    `json:"reason,omitempty"`
+	Failed time.Time `json:"failed,omitzero"` // when that was
 	Weight int       `json:"weight"`
 	Active int       `json:"active"`
 	Idle   int       `json:"idle"`
@@ -59,7 +60,8 @@ func (p *Pool) status() UpstreamStatus {
 	out := UpstreamStatus{Name: p.name, Queued: p.queue.n, Targets: make([]TargetStatus, len(p.members))}
 	for i, m := range p.members {
 		out.Targets[i] = TargetStatus{
-			Target: m.target.Text, State: m.state(), Since: m.since, Reason: m.reason, Weight: int(m.weight), Active: m.active, Idle: len(m.idle),
+			Target: m.target.Text, State: m.state(), Since: m.since, Reason: m.reason, Failed: m.failed,
+			Weight: int(m.weight), Active: m.active, Idle: len(m.idle),
 		}
 	}
 	return out

@@ -240,7 +240,7 @@ func (s *Stream) Close(reusable bool) {
 	if stale && !aborted {
 		s.p.flush(s.m)
 	}
-	reusable = reusable && !aborted && s.fault == "" && s.answered && !s.ends && !s.switched && c.between()
+	reusable = reusable && !aborted && s.fault == "" && s.answered && !s.ends && !s.switched && !c.once && c.between()
 	c.giveBack(!reusable)
 	s.c = nil
 	s.p.leave(s.m, c, reusable, s.fault)

@@ -80,9 +80,16 @@ func (w *watcher) run() {
 	if !w.awaitBody() || !w.begin() {
 		return
 	}
-	if w.raw.Read(broken) == nil {
+	// An error that stop did not cause is a deadline or a close from outside: the connection is being ended.
+	if w.raw.Read(broken) == nil || !w.isStopped() {
 		w.wake()
 	}
+}
+
+func (w *watcher) isStopped() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stopped
 }
 
 // awaitBody returns when nobody else reads from the connection: two waits for one socket would block each other.

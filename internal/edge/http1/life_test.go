@@ -160,7 +160,9 @@ func TestDrainingConnections(t *testing.T) {
 	})
 	t.Run("a request that is being sent is taken", func(t *testing.T) {
 		draining.Store(false)
-		k := serve(t, options)
+		patient := options
+		patient.Settings = func() Settings { return Settings{RequestHeader: time.Hour, KeepAlive: time.Minute} }
+		k := serve(t, patient)
 		for wire.ConnState(k.info.State.Load()) != wire.Idle {
 			runtime.Gosched()
 		}
@@ -178,6 +180,7 @@ func TestDrainingConnections(t *testing.T) {
 func TestDeadlineInThePastEndsABusyConnection(t *testing.T) {
 	reading := make(chan struct{})
 	k := serve(t, Options{Handle: func(ex *wire.Exchange) {
+		ex.Body.Deadline(time.Now().Add(time.Hour)) // later than the connection's, which stays
 		close(reading)
 		_, err := ex.Body.Read(make([]byte, 1))
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -217,4 +220,33 @@ func TestConnectionThatIsNoSocketIsServedToo(t *testing.T) {
 	if err := <-over; err != nil {
 		t.Error(err)
 	}
+}
+
+func TestBodyHandedOverRaw(t *testing.T) {
+	k := serve(t, Options{Handle: func(ex *wire.Exchange) {
+		c, head, n, ok := ex.Body.Raw()
+		if !ok {
+			t.Error("not handed over")
+			return
+		}
+		if string(ex.Req.Target) == "/spoil" {
+			ex.Body.(interface{ Spoil() }).Spoil()
+			say(ex, 502, "")
+			return
+		}
+		rest := make([]byte, n-int64(len(head)))
+		if _, err := io.ReadFull(c, rest); err != nil {
+			t.Error(err)
+		}
+		_ = c.SetReadDeadline(time.Unix(1, 0)) // what its user leaves behind is not known
+		say(ex, 200, string(head)+string(rest))
+	}})
+	for range 2 {
+		k.say("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello")
+		k.say("world")
+		k.want("POST", 200, "helloworld")
+	}
+	k.say("POST /spoil HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello")
+	k.want("POST", 502, "")
+	k.ends()
 }
