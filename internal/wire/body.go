@@ -128,8 +128,8 @@ func (r *BodyReader) wait(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	if r.stall > 0 && !r.timed.Load() {
-		r.clock.Set(time.Now().Add(r.stall))
+	if r.stall > 0 {
+		r.clock.allow(r.stall, &r.timed)
 	}
 	for {
 		n, err := r.c.Read(p)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -364,5 +365,44 @@ func TestStallBoundsAWaitThatNobodyBounds(t *testing.T) {
 	}
 	if _, err := r.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
+	}
+}
+
+// TestNoInterruptIsLost lets a deadline in the past meet a Read and a Write at any moment.
+func TestNoInterruptIsLost(t *testing.T) {
+	for i := range 300 {
+		here, there := pair(t)
+		buf := GetBuffer()
+		var in, out Clock
+		in.Start(here, false)
+		out.Start(here, true)
+		if i%2 == 0 {
+			in.Set(time.Now().Add(2 * time.Hour)) // what an idle connection had
+		}
+		var r BodyReader
+		r.Reset(here, buf, ByLength, 10, nil)
+		r.Share(&in, time.Hour)
+		var w BodyWriter
+		w.Start(here, nil, ByClose, -1)
+		w.Share(&out, time.Hour)
+		over := make(chan error, 2)
+		go func() {
+			_, err := r.Read(make([]byte, 1))
+			over <- err
+		}()
+		go func() { over <- fillUp(&w) }()
+		for range i % 50 {
+			runtime.Gosched()
+		}
+		r.Deadline(time.Unix(1, 0))
+		w.Deadline(time.Unix(1, 0))
+		for range 2 {
+			if err := <-over; !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error(err)
+			}
+		}
+		buf.Put()
+		_ = here.Close()
+		_ = there.Close()
 	}
 }

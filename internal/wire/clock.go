@@ -37,8 +37,38 @@ func (k *Clock) Set(t time.Time) {
 	}
 	w := max(int64(t.Sub(k.base)), 1)
 	k.want.Store(w)
+	k.settle(w)
+}
+
+// settle tells the connection of w, unless it has an earlier deadline already.
+func (k *Clock) settle(w int64) {
 	if a := k.armed.Load(); a == 0 || w < a {
+		k.agree(w)
+	}
+}
+
+// agree tells the connection of w, and of what is wanted instead if another goroutine came between: whoever tells the
+// connection last tells it what is wanted.
+func (k *Clock) agree(w int64) {
+	for {
 		k.arm(w)
+		now := k.want.Load()
+		if now == 0 || now == w {
+			return
+		}
+		w = now
+	}
+}
+
+// allow sets the deadline d from now, unless somebody has set or sets one: then timed is true.
+func (k *Clock) allow(d time.Duration, timed *atomic.Bool) {
+	old := k.want.Load()
+	if timed.Load() {
+		return
+	}
+	w := int64(time.Since(k.base) + d)
+	if k.want.CompareAndSwap(old, w) {
+		k.settle(w)
 	}
 }
 
@@ -84,8 +114,8 @@ func (k *Clock) drop() {
 	}
 }
 
-// extend tells the connection to wait that much longer from now.
-func (k *Clock) extend(d time.Duration) { k.arm(int64(time.Since(k.base) + d)) }
+// extend tells the connection to wait that much longer from now, unless something else is wanted.
+func (k *Clock) extend(d time.Duration) { k.agree(int64(time.Since(k.base) + d)) }
 
 // quiet stores false where it is not stored already: a load costs a tenth of a store.
 func quiet(b *atomic.Bool) {

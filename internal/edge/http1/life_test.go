@@ -250,3 +250,32 @@ func TestBodyHandedOverRaw(t *testing.T) {
 	k.want("POST", 502, "")
 	k.ends()
 }
+
+func TestGoneTellsThatTheConnectionIsBeingEnded(t *testing.T) {
+	began, gone := make(chan struct{}), make(chan struct{})
+	k := serve(t, Options{Handle: func(ex *wire.Exchange) {
+		stop := ex.Out.Gone(func() { close(gone) })
+		close(began)
+		<-gone
+		stop()
+	}})
+	k.say(get)
+	<-began
+	over := make(chan struct{})
+	go func() { // until the watcher waits, its own start takes a deadline off again
+		defer close(over)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-gone:
+				return
+			case <-tick.C:
+				_ = k.s.SetReadDeadline(time.Unix(1, 0))
+			}
+		}
+	}()
+	<-over
+	_ = k.c.Close()
+	<-k.over
+}
