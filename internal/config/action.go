@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"maps"
 	"net"
 	"net/textproto"
@@ -143,8 +144,7 @@ func (b *builder) files(f *form.Files) plan.Action {
 // reason is the cause of a file error without the path, which the message has.
 func reason(err error) error {
 	var path *os.PathError
-	if p, ok := err.(*os.PathError); ok {
-		path = p
+	if errors.As(err, &path) {
 		return path.Err
 	}
 	return err
@@ -156,7 +156,7 @@ func (b *builder) headers(f map[string]form.HeaderValue, path ...string) []plan.
 	for _, name := range slices.Sorted(maps.Keys(f)) {
 		var t form.Token
 		if err := t.ReadText(name); err != nil {
-			b.fault(at, err.(*strict.Fault).Remedy, "%s", err.(*strict.Fault).Message)
+			b.faulty(at, err)
 		}
 		if framing[canonical(name)] {
 			b.fault(append(at, name), "leave it out", "%s belongs to the connection and cannot be set", name)

@@ -2,7 +2,6 @@ package config
 
 import (
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
@@ -40,30 +39,6 @@ func route(t *testing.T, p *plan.Plan, name string) *plan.Route {
 	}
 	t.Fatalf("no route %s", name)
 	return nil
-}
-
-func TestSmoke(t *testing.T) {
-	p := loadText(t, strings.TrimSpace(`
-listen_addrs: ["0.0.0.0:80", "0.0.0.0:443"]
-timeouts: {connect: 10, client_hello: 5, idle: 300}
-metrics: {enabled: true, address: "127.0.0.1:9000"}
-max_connections: 10000
-shutdown_timeout: 30
-allowlist: ["*.example.com"]
-sites:
-  http://a.example.com: localhost:3000
-routes:
-  - name: x
-    match: {ports: [8080]}
-    action: {targets: ["10.0.0.1:80"]}
-`))
-	t.Logf("%+v", p)
-	for _, r := range p.Routes {
-		t.Logf("%+v", *r)
-	}
-	for _, r := range p.Ports {
-		t.Logf("%+v", *r)
-	}
 }
 
 func twentyMistakes(t testing.TB) string {

@@ -143,7 +143,9 @@ func TestOneMistakeAtATime(t *testing.T) {
 			t.Errorf("%s\n  want %s\n  got  %v", text, want, err)
 			continue
 		}
-		for _, e := range err.(Errors) {
+		var errs Errors
+		_ = errors.As(err, &errs)
+		for _, e := range errs {
 			if e.Line == 0 || e.Col == 0 || e.Remedy == "" {
 				t.Errorf("%s: incomplete: %+v", text, e)
 			}

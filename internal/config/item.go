@@ -2,9 +2,12 @@ package config
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -137,25 +140,45 @@ func ParseRoute(name string, body []byte) (json.RawMessage, error) {
 	return body, nil
 }
 
-// plainJSON writes pairs of \u escapes as the letters they mean: YAML, as which stored routes are read, has no pairs.
+// plainJSON writes valid JSON so that it is also YAML, as which stored routes are read: YAML has no pairs of \u escapes, no
+// \/ and no bare control characters.
 func plainJSON(body []byte) []byte {
 	out := make([]byte, 0, len(body))
-	for i := 0; i < len(body); i++ {
-		if body[i] != '\\' {
-			out = append(out, body[i])
+	for i := 0; i < len(body); {
+		if body[i] == '\\' {
+			n, text := unescape(body[i:])
+			out = append(out, text...)
+			i += n
 			continue
 		}
-		if i+12 <= len(body) && body[i+1] == 'u' && body[i+6] == '\\' && body[i+7] == 'u' {
-			hi, _ := strconv.ParseUint(string(body[i+2:i+6]), 16, 32)
-			lo, _ := strconv.ParseUint(string(body[i+8:i+12]), 16, 32)
-			if hi>>10 == 0xD800>>10 && lo>>10 == 0xDC00>>10 {
-				out = append(out, string(rune(0x10000+(hi-0xD800)<<10+(lo-0xDC00)))...)
-				i += 11
-				continue
-			}
+		r, n := utf8.DecodeRune(body[i:])
+		if r == utf8.RuneError || r >= 0x7f && r <= 0x9f || r == 0x2028 || r == 0x2029 || r >= 0xfeff && r <= 0xffff {
+			out = fmt.Appendf(out, `\u%04x`, r)
+		} else {
+			out = append(out, body[i:i+n]...)
 		}
-		out = append(out, body[i], body[i+1]) // valid JSON never ends in a backslash
-		i++
+		i += n
 	}
 	return out
+}
+
+// unescape reads one escape, or a pair of them, and returns its length and how YAML writes it.
+func unescape(s []byte) (int, string) {
+	switch {
+	case s[1] == '/':
+		return 2, "/"
+	case s[1] != 'u':
+		return 2, string(s[:2])
+	}
+	hi, _ := strconv.ParseUint(string(s[2:6]), 16, 32) // valid JSON has four digits
+	if hi>>11 != 0xD800>>11 {
+		return 6, string(s[:6])
+	}
+	if len(s) >= 12 && s[6] == '\\' && s[7] == 'u' {
+		lo, _ := strconv.ParseUint(string(s[8:12]), 16, 32)
+		if r := utf16.DecodeRune(rune(hi), rune(lo)); r != utf8.RuneError {
+			return 12, string(r)
+		}
+	}
+	return 6, `\ufffd`
 }

@@ -57,6 +57,7 @@ type load struct {
 	errs     Errors
 	warnings []Warning
 	work     int
+	budget   int // values read so far
 }
 
 // ref is an item in its file.
@@ -275,7 +276,7 @@ func (it *item) valid(env func(string) (string, bool)) bool {
 }
 
 func (l *load) options(file string) strict.Options {
-	return strict.Options{File: file, Env: l.Env, Later: later, Types: l.types}
+	return strict.Options{File: file, Env: l.Env, Later: later, Types: l.types, Budget: &l.budget}
 }
 
 // noteOlder warns about a key of the older form that does nothing.

@@ -192,6 +192,17 @@ func TestOddTextsAreReadWhole(t *testing.T) {
 	}
 }
 
+// TestTextsThatPiecesAloneWouldTake are mistakes that no piece shows by itself.
+func TestTextsThatPiecesAloneWouldTake(t *testing.T) {
+	for _, text := range []string{
+		"sites:\n {\"http://a.b\": 1}0\n", "# \xff\nmax_connections: 1\n", "routes: # \x01\n", "# \x7f\n", "---\n---\nmax_connections: 1\n", "# a\n\t\nmax_connections: 1\n",
+	} {
+		if _, err := both(t, text); err == nil {
+			t.Errorf("loaded: %q", text)
+		}
+	}
+}
+
 func TestAnchorsAliasesAndMergesAreFollowed(t *testing.T) {
 	p, err := both(t, `
 upstreams:

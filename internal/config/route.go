@@ -90,6 +90,12 @@ func (b *builder) fault(path []string, remedy, format string, args ...any) {
 	b.r.Under(path, func() { b.r.Problem(n, remedy, format, args...) })
 }
 
+// faulty notes what a text was refused for.
+func (b *builder) faulty(path []string, err error) {
+	message, remedy := strict.Say(err)
+	b.fault(path, remedy, "%s", message)
+}
+
 func (b *builder) spot(path ...string) spot {
 	n := b.node(path...)
 	return spot{n.Line, n.Column}
@@ -104,9 +110,8 @@ func (b *builder) route(f *form.Route, source plan.Source) {
 	b.match(&f.Match, &r.Match)
 	b.it.key = matchKey(&r.Match, r.Priority)
 	if r.Name == "" {
-		h := sha256.New()
-		fmt.Fprint(h, b.it.key, r.Match.Ports)
-		r.Name = "route-" + hex.EncodeToString(h.Sum(nil)[:5])
+		h := sha256.Sum256(fmt.Append(nil, b.it.key, r.Match.Ports))
+		r.Name = "route-" + hex.EncodeToString(h[:5])
 	}
 	b.it.name, b.it.route, b.it.user = r.Name, r, "route "+r.Name
 	if f.Action == nil {
@@ -212,7 +217,7 @@ func (b *builder) wants(f map[string]form.Want, header bool) []plan.FieldMatch {
 		if header {
 			var t form.Token
 			if err := t.ReadText(name); err != nil {
-				b.fault([]string{"match", "headers"}, err.(*strict.Fault).Remedy, "%s", err.(*strict.Fault).Message)
+				b.faulty([]string{"match", "headers"}, err)
 			}
 			name = canonical(name)
 		}
@@ -277,7 +282,8 @@ func (b *builder) addrs(p *form.PortText, ip netip.Addr, fault func(remedy, form
 		if !ok {
 			fault("write an absolute path", "%q is relative, and there is no file it could be relative to", p.Unix)
 		} else if err := form.SocketPath(path); err != nil {
-			fault(err.(*strict.Fault).Remedy, "%s", err.(*strict.Fault).Message)
+			message, remedy := strict.Say(err)
+			fault(remedy, "%s", message)
 		}
 		return []plan.Addr{{Network: plan.Unix, Path: path}}
 	case p.FD != "":

@@ -60,7 +60,8 @@ func (l *load) admin(a *plan.AdminSettings) {
 	if a.Socket == "" {
 		a.Socket = DefaultSocket()
 	} else if err := form.SocketPath(a.Socket); err != nil {
-		l.fault("admin.socket", err.(*strict.Fault).Remedy, "%s", err.(*strict.Fault).Message)
+		message, remedy := strict.Say(err)
+		l.fault("admin.socket", remedy, "%s", message)
 	}
 	switch {
 	case f.TokenFile == "" && f.Address != "":

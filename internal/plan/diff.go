@@ -93,12 +93,11 @@ func differences(a, b reflect.Value, path string) []string {
 	if reflect.DeepEqual(a.Interface(), b.Interface()) {
 		return nil
 	}
-	if a.Kind() == reflect.Pointer && !a.IsNil() && !b.IsNil() {
+	if k := a.Kind(); (k == reflect.Pointer || k == reflect.Interface) && !a.IsNil() && !b.IsNil() && a.Elem().Type() == b.Elem().Type() {
 		a, b = a.Elem(), b.Elem()
 	}
-	_, text := a.Interface().(fmt.Stringer)
-	if a.Kind() != reflect.Struct || text {
-		return []string{strings.TrimPrefix(path, ".") + " " + short(a) + " -> " + short(b)}
+	if _, text := a.Interface().(fmt.Stringer); a.Kind() != reflect.Struct || text {
+		return []string{strings.TrimPrefix(strings.TrimPrefix(path, ".")+" "+short(a)+" -> "+short(b), " ")}
 	}
 	var out []string
 	for i := range a.NumField() {
@@ -111,7 +110,8 @@ func differences(a, b reflect.Value, path string) []string {
 	return out
 }
 
-// short prints a value for people, in at most 60 bytes. Secrets print themselves as ***.
+// short prints a value for people, in at most 60 bytes: a struct by its type, a list by what its members are called.
+// Secrets print themselves as ***.
 func short(v reflect.Value) string {
 	if v.Kind() == reflect.Interface || v.Kind() == reflect.Pointer {
 		if v.IsNil() {
@@ -119,12 +119,27 @@ func short(v reflect.Value) string {
 		}
 		v = v.Elem()
 	}
-	s := fmt.Sprintf("%v", v.Interface())
+	_, text := v.Interface().(fmt.Stringer)
+	var s string
+	switch {
+	case text:
+		s = fmt.Sprint(v.Interface())
+	case v.Kind() == reflect.Struct:
+		s = strings.ToLower(v.Type().Name())
+		if f := v.FieldByName("Text"); f.IsValid() {
+			s = f.String()
+		}
+	case v.Kind() == reflect.Slice:
+		parts := make([]string, min(v.Len(), 10)) // enough for 60 bytes
+		for i := range parts {
+			parts[i] = short(v.Index(i))
+		}
+		s = "[" + strings.Join(parts, " ") + "]"
+	default:
+		s = fmt.Sprint(v.Interface())
+	}
 	if v.Kind() == reflect.String && s == "" {
 		s = `""`
-	}
-	if v.Kind() == reflect.Struct {
-		s = strings.ToLower(v.Type().Name()) + " " + s
 	}
 	if len(s) > 60 {
 		s = strings.ToValidUTF8(s[:57], "") + "..."

@@ -198,9 +198,17 @@ var ProtocolNames = []struct {
 	Name string
 	Bit  Protocols
 }{
-	{"http1", ProtoHTTP1}, {"h2", ProtoH2}, {"h3", ProtoH3}, {"grpc", ProtoGRPC}, {"websocket", ProtoWebSocket},
-	{"socketio", ProtoSocketIO}, {"soap", ProtoSOAP}, {"jsonrpc", ProtoJSONRPC},
-	{"tls", ProtoTLS}, {"ssh", ProtoSSH}, {"tcp", ProtoTCP},
+	{"http1", ProtoHTTP1},
+	{"h2", ProtoH2},
+	{"h3", ProtoH3},
+	{"grpc", ProtoGRPC},
+	{"websocket", ProtoWebSocket},
+	{"socketio", ProtoSocketIO},
+	{"soap", ProtoSOAP},
+	{"jsonrpc", ProtoJSONRPC},
+	{"tls", ProtoTLS},
+	{"ssh", ProtoSSH},
+	{"tcp", ProtoTCP},
 }
 
 // Names lists the kinds in the set in a fixed order.

@@ -235,7 +235,7 @@ func (t *RedirectTo) ReadText(s string) error {
 			return strict.Faultf("the placeholders of a redirect are {host} {path} {query}", "there is no placeholder %s here", p)
 		}
 	}
-	u, err := url.Parse(placeholder.ReplaceAllString(s, "x"))
+	u, err := url.Parse(strings.NewReplacer("{host}", "x", "{path}", "/x", "{query}", "x=y").Replace(s))
 	if err != nil || (u.Host != "" && u.Scheme != "http" && u.Scheme != "https") || (u.Host == "" && !strings.HasPrefix(s, "/") && !strings.HasPrefix(s, "{path}")) || strings.ContainsAny(s, "\r\n\t ") {
 		return strict.Faultf("write https, or https://{host}{path}, or a path", "%q is no place to redirect to", short(s))
 	}

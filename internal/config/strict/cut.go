@@ -2,6 +2,7 @@ package strict
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"regexp"
 	"strconv"
@@ -285,7 +286,7 @@ func (r *Reader) Whole(text []byte, sections Sections) []Piece {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var doc, second yaml.Node
 	err := dec.Decode(&doc)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	if err == nil {
@@ -294,7 +295,7 @@ func (r *Reader) Whole(text []byte, sections Sections) []Piece {
 			return nil
 		}
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		r.Problems = append(r.Problems, syntax(r.File, text, err))
 		return nil
 	}

@@ -30,6 +30,7 @@ type Options struct {
 	Secret func(path string) (string, error) // for file:PATH; nil: refused
 	Later  func(owner, key string) bool      // keys that are known, but not in this version
 	Types  *Types                            // shared by readers that are used one after the other
+	Budget *int                              // values read so far by all readers that share it
 	Places map[string]Place                  // if set, learns where each leaf was read, and refuses a second time
 }
 
@@ -40,7 +41,7 @@ type Place struct {
 }
 
 // maxNodes bounds what aliases can blow up.
-const maxNodes = 5_000_000
+const maxNodes = 3_000_000
 
 // A Reader reads nodes into Go values. The zero Options are strict and closed: no variables, no files.
 type Reader struct {
@@ -50,7 +51,6 @@ type Reader struct {
 	Vars     map[string]*string // variables that were asked for and what they were
 	path     []step
 	field    *field // the key being read: its range and words
-	nodes    int
 }
 
 type step struct {
@@ -62,6 +62,9 @@ type step struct {
 func NewReader(o Options) *Reader {
 	if o.Types == nil {
 		o.Types = NewTypes()
+	}
+	if o.Budget == nil {
+		o.Budget = new(int)
 	}
 	return &Reader{Options: o}
 }
@@ -124,8 +127,8 @@ func (r *Reader) Problem(n *yaml.Node, remedy, format string, args ...any) {
 func (r *Reader) Read(n *yaml.Node, v any) { r.read(n, reflect.ValueOf(v).Elem()) }
 
 func (r *Reader) read(n *yaml.Node, v reflect.Value) {
-	if r.nodes++; r.nodes > maxNodes {
-		if r.nodes == maxNodes+1 {
+	if *r.Budget++; *r.Budget > maxNodes {
+		if *r.Budget == maxNodes+1 {
 			r.Problem(n, "write less, or use fewer aliases", "more than %d values", maxNodes)
 		}
 		return
@@ -211,14 +214,11 @@ func (r *Reader) readText(n *yaml.Node, x TextReader) {
 
 // Fault notes the error of a ReadText, if it is one, and reports whether there was none.
 func (r *Reader) Fault(n *yaml.Node, err error) bool {
-	switch e := err.(type) {
-	case nil:
+	if err == nil {
 		return true
-	case *Fault:
-		r.Problem(n, e.Remedy, "%s", e.Message)
-	default:
-		r.Problem(n, "", "%s", err.Error())
 	}
+	message, remedy := Say(err)
+	r.Problem(n, remedy, "%s", message)
 	return false
 }
 

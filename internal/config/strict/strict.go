@@ -7,6 +7,7 @@ package strict
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -70,4 +71,13 @@ func (f *Fault) Error() string { return f.Message + "; " + f.Remedy }
 // Faultf returns a fault whose message is formatted.
 func Faultf(remedy, format string, args ...any) error {
 	return &Fault{Message: fmt.Sprintf(format, args...), Remedy: remedy}
+}
+
+// Say returns what an error says is wrong, and what to write instead if it is a *Fault.
+func Say(err error) (message, remedy string) {
+	var f *Fault
+	if errors.As(err, &f) {
+		return f.Message, f.Remedy
+	}
+	return err.Error(), ""
 }
