@@ -235,7 +235,7 @@ func TestGiveUpAfterStopsTryingAndSaysSo(t *testing.T) {
 	if d := e.Time.Sub(began); d < 700*time.Millisecond || d > 2*time.Second {
 		t.Errorf("given up after %v", d)
 	}
-	if s := h.of(busy); s.State != Failed || !s.NextTry.IsZero() || !strings.Contains(s.Error, fmt.Sprint(cmd.Process.Pid)) || strings.Contains(s.Error, "next try") {
+	if s := h.of(busy); s.State != Failed || !s.NextTry.IsZero() || !strings.Contains(s.Error, fmt.Sprint(cmd.Process.Pid)) || strings.Contains(s.Error, "next try") || !strings.Contains(s.Error, ", and reload: gave up after ") {
 		t.Errorf("status %+v", s)
 	}
 	kill(cmd)

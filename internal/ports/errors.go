@@ -36,10 +36,11 @@ type BindError struct {
 	Next   time.Duration // until the next attempt; 0: there is none
 	Err    error
 
-	owner  string // of kind own: what has it
-	looked bool   // the holder was looked up
-	blind  error  // why the holder could not be looked up
-	final  bool   // waiting cannot help
+	gaveUp time.Duration // after that long; 0: not
+	owner  string        // of kind own: what has it
+	looked bool          // the holder was looked up
+	blind  error         // why the holder could not be looked up
+	final  bool          // waiting cannot help
 }
 
 // Unwrap gives the error of the system call.
@@ -51,8 +52,11 @@ func (e *BindError) Error() string {
 		target = e.Addr.Path
 	}
 	next := ""
-	if e.Next > 0 {
+	switch {
+	case e.Next > 0:
 		next = ": next try in " + holder.Span(e.Next)
+	case e.gaveUp > 0:
+		next = ", and reload: gave up after " + holder.Span(e.gaveUp)
 	}
 	return fmt.Sprintf("cannot bind %s %s: %s; %s%s", e.Proto, target, e.Cause(), e.Remedy(), next)
 }

@@ -102,6 +102,9 @@ func (p *port) busy(err *BindError, now time.Time) {
 	limited := p.plan.Policy.GiveUpAfter > 0
 	if err.final || limited && !now.Before(end) {
 		p.next = time.Time{}
+		if !err.final {
+			err.gaveUp = now.Sub(p.asked)
+		}
 		p.move(Failed, now)
 		return
 	}
