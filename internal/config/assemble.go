@@ -32,6 +32,7 @@ func (l *load) assemble() *plan.Plan {
 	}
 	l.order(routes)
 	for _, r := range routes {
+		l.breathe()
 		p.Routes = append(p.Routes, r.route)
 		if r.upstream != nil {
 			p.Upstreams = append(p.Upstreams, l.sameUpstream(r))
@@ -40,8 +41,14 @@ func (l *load) assemble() *plan.Plan {
 	for _, u := range upstreams {
 		p.Upstreams = append(p.Upstreams, l.sameUpstream(u))
 	}
-	slices.SortFunc(p.Routes, func(a, b *plan.Route) int { return strings.Compare(a.Name, b.Name) })
-	slices.SortFunc(p.Upstreams, func(a, b *plan.Upstream) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(p.Routes, func(a, b *plan.Route) int {
+		l.breathe()
+		return strings.Compare(a.Name, b.Name)
+	})
+	slices.SortFunc(p.Upstreams, func(a, b *plan.Upstream) int {
+		l.breathe()
+		return strings.Compare(a.Name, b.Name)
+	})
 	return p
 }
 
@@ -58,6 +65,7 @@ func (l *load) names(p *plan.Plan) (routes []*ref, upstreams map[string]*ref) {
 	seen := make(map[string]*ref, len(l.refs))
 	upstreams = map[string]*ref{}
 	for i := range l.refs {
+		l.breathe()
 		r := &l.refs[i]
 		switch {
 		case r.route != nil:
@@ -83,6 +91,7 @@ func (l *load) names(p *plan.Plan) (routes []*ref, upstreams map[string]*ref) {
 		}
 	}
 	for _, r := range routes {
+		l.breathe()
 		if r.upstream == nil {
 			continue
 		}
@@ -181,6 +190,7 @@ func (l *load) twins(routes []*ref) {
 	first := make(map[string]int, len(routes))
 	again := map[string][]*ref{}
 	for i, r := range routes {
+		l.breathe()
 		if r.key == "" { // by_name
 			continue
 		}

@@ -30,7 +30,10 @@ type listener struct {
 func (l *load) listen(p *plan.Plan, routes []*ref) {
 	byAddr := map[plan.Addr]*listener{}
 	named := slices.Clone(routes)
-	slices.SortFunc(named, func(a, b *ref) int { return strings.Compare(a.user, b.user) })
+	slices.SortFunc(named, func(a, b *ref) int {
+		l.breathe()
+		return strings.Compare(a.user, b.user)
+	})
 	for _, r := range named {
 		l.breathe()
 		for i := range r.wishes {

@@ -102,7 +102,7 @@ func (l *Loader) Load(sources []Source, layer *Layer) (*plan.Plan, []Warning, er
 	if len(ld.errs) > 0 {
 		return nil, ld.warnings, ld.errs.Sort()
 	}
-	l.remember(p)
+	ld.remember(p)
 	return p, ld.warnings, nil
 }
 
@@ -135,13 +135,15 @@ func (l *load) read(sources []Source, whole []bool, layer *Layer) int {
 }
 
 // remember keeps what the next load compares with, and lets go of pieces that were not used for a while.
-func (l *Loader) remember(p *plan.Plan) {
+func (l *load) remember(p *plan.Plan) {
 	l.routes = make(map[string]*plan.Route, len(p.Routes))
 	for _, r := range p.Routes {
+		l.breathe()
 		l.routes[r.Name] = r
 	}
 	l.upstreams = make(map[string]*plan.Upstream, len(p.Upstreams))
 	for _, u := range p.Upstreams {
+		l.breathe()
 		l.upstreams[u.Name] = u
 	}
 	l.ports = make(map[plan.Addr]*plan.Port, len(p.Ports))
@@ -206,6 +208,7 @@ func (l *load) items(f *part) bool {
 	l.refs = slices.Grow(l.refs, len(f.pieces))
 	from := len(l.refs)
 	for _, p := range f.pieces {
+		l.breathe()
 		r := ref{file: f.name, dir: f.dir, piece: p, layer: plan.FromFile}
 		if p.Text != nil {
 			r.item = l.known(pieceKey{f.dir, p.Section, string(p.Text)})

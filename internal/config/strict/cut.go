@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -27,6 +28,9 @@ type Piece struct {
 // Sections are the top-level keys whose values are cut at their items: lists (SequenceNode) and maps (MappingNode).
 type Sections map[string]yaml.Kind
 
+// breath is how many lines are looked at before others may run.
+const breath = 1000
+
 // Cut finds the pieces of a text without parsing it. It reports false where the text must be parsed whole: it cuts only
 // what it is sure of. It is still not the judge: a piece that Parse refuses means that the whole must be parsed.
 //
@@ -45,7 +49,9 @@ func Cut(text []byte, sections Sections) ([]Piece, bool) {
 		if !c.take(text[start:end], start) {
 			return nil, false
 		}
-		start = end
+		if start = end; c.line%breath == 0 {
+			runtime.Gosched()
+		}
 	}
 	return c.end(text), true
 }
@@ -56,8 +62,13 @@ func odd(text []byte) bool {
 	if !utf8.Valid(text) {
 		return true
 	}
+	lines := 0
 	for i, c := range text {
 		switch {
+		case c == '\n':
+			if lines++; lines%breath == 0 {
+				runtime.Gosched()
+			}
 		case c == '&': // an anchor?
 			if i == 0 || strings.IndexByte(" \t\r\n[{,:-?", text[i-1]) >= 0 {
 				return true
@@ -66,7 +77,7 @@ func odd(text []byte) bool {
 			if i+1 == len(text) || text[i+1] != '\n' {
 				return true
 			}
-		case c < ' ' && c != '\n' && c != '\t', c == 0x7f, c == 0xc2 && text[i+1] < 0xa0: // control characters; U+0085 breaks lines
+		case c < ' ' && c != '\t', c == 0x7f, c == 0xc2 && text[i+1] < 0xa0: // control characters; U+0085 breaks lines
 			return true
 		case c == 0xe2 && text[i+1] == 0x80 && text[i+2]|1 == 0xa9: // U+2028 and U+2029 break lines
 			return true
