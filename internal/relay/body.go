@@ -263,7 +263,9 @@ func (h *handed) writeExpired(m *mover) error {
 	}
 	left := h.f.Write - (now - m.last)
 	if left <= 0 {
-		return ErrStall
+		if left = m.look(now, h.f.Write).wait(h.f.Write); left == 0 {
+			return ErrStall
+		}
 	}
 	h.allow(left)
 	return nil

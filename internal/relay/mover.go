@@ -45,6 +45,8 @@ type mover struct {
 	last     time.Duration
 	readBy   time.Duration // the deadlines that watch last set
 	writeBy  time.Duration
+	queue    queue   // of out, for watch
+	ended    bool    // src said that it was done, guarded by the tunnel
 	frames   *frames // not nil: a WebSocket server's frames are told apart on the way
 
 	// The state of one move. n bytes are in buf or, if spliced, in pipe.
@@ -340,4 +342,14 @@ func (m *mover) moved(n int) {
 	if m.count != nil {
 		m.count.Add(int64(n))
 	}
+}
+
+// look tells whether dst still takes what was written before. The clock that has run out lasts bound.
+func (m *mover) look(now, bound time.Duration) pulse {
+	p := m.queue.look(m.out, now, bound/3)
+	if p == moving {
+		m.last = now
+		m.act.Touch()
+	}
+	return p
 }

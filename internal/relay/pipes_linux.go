@@ -2,6 +2,7 @@ package relay
 
 import (
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -134,4 +135,13 @@ func splice(from, to, n int) (int, error) {
 			return int(max(moved, 0)), err
 		}
 	}
+}
+
+// unsent is how many bytes the kernel still holds for the peer, 0 where it does not tell.
+func unsent(raw syscall.RawConn) (n int) {
+	if raw == nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }) // fails only on a closed one
+	return n
 }

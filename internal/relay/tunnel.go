@@ -72,8 +72,8 @@ func (p *pair) other(m *mover) *mover {
 var pairs = sync.Pool{New: func() any { return &pair{up: newMover(), down: newMover()} }}
 
 // Run relays until both sides are done, and closes neither: the caller does that at once, for a FIN may only go out
-// then. A side whose connection broke is passed on as such: the other connection is prepared so that its close is a
-// reset. The client's bytes are moved by one more goroutine, the target's by the caller's.
+// then. Where a side broke off before it had said that it was done, the other connection is prepared so that its close is
+// a reset. A side that breaks off after it was done is noticed when it is sent something, or as idle. The client's bytes are moved by one more goroutine, the target's by the caller's.
 func (t *Tunnel) Run() Result {
 	p := pairs.Get().(*pair)
 	if t.begin(p) && t.sendHeads(p) {
@@ -182,6 +182,7 @@ func (t *Tunnel) ended(m *mover, side Side, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.p.running--
+	m.ended = err == nil && !t.over && !t.lost
 	if t.over || t.p.running == 0 {
 		if err != nil && !t.over && !t.lost {
 			t.cause = t.causeOf(m, side, err)
@@ -241,9 +242,13 @@ func (t *Tunnel) finish(p *pair) Result {
 	t.p, t.done = nil, true
 	switch t.cause {
 	case ClientReset:
-		reset(t.Target.Conn)
+		if !p.up.ended {
+			reset(t.Target.Conn)
+		}
 	case TargetReset:
-		reset(t.Client.Conn)
+		if !p.down.ended {
+			reset(t.Client.Conn)
+		}
 	case Cut:
 		for _, c := range [...]net.Conn{t.Client.Conn, t.Target.Conn} {
 			if half, ok := c.(interface{ CloseWrite() error }); ok {
@@ -283,11 +288,14 @@ func (t *Tunnel) readExpired(m *mover) error {
 		_ = m.src.SetReadDeadline(time.Time{})
 		return nil
 	}
-	quiet := t.act.Quiet()
-	if quiet >= t.Idle {
-		return ErrIdle
+	left := t.Idle - t.act.Quiet()
+	if left <= 0 {
+		seen := max(t.p.up.look(now, t.Idle), t.p.down.look(now, t.Idle))
+		if left = seen.wait(t.Idle); left == 0 {
+			return ErrIdle
+		}
 	}
-	t.setRead(m, t.Idle-quiet)
+	t.setRead(m, left)
 	return nil
 }
 
@@ -301,7 +309,9 @@ func (t *Tunnel) writeExpired(m *mover) error {
 	}
 	left := t.stall() - (now - m.last)
 	if left <= 0 {
-		return ErrStall
+		if left = m.look(now, t.stall()).wait(t.stall()); left == 0 {
+			return ErrStall
+		}
 	}
 	m.writeBy = now + left
 	_ = m.dst.SetWriteDeadline(time.Now().Add(left))

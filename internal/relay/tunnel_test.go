@@ -80,22 +80,67 @@ func TestC07_ResetGoesThrough(t *testing.T) {
 	}
 }
 
-// A target that answers and breaks off while the client still sends: its answer is not lost.
-func TestLastWordsOfABrokenSide(t *testing.T) {
-	j := join(t, "tcp", "tcp", &Tunnel{})
-	send(t, j.client, "first")
-	expect(t, j.target, "first")
-	send(t, j.target, "no")
-	j.target.(*net.TCPConn).CloseWrite()
-	expect(t, j.client, "no")
-	j.target.Close()
+// fill writes to c until it takes nothing more, and returns how much it took.
+func fill(t *testing.T, c net.Conn) (total int) {
+	t.Helper()
+	b := make([]byte, 64<<10)
 	for {
-		j.client.SetWriteDeadline(time.Now().Add(10 * time.Second))
-		if _, err := j.client.Write([]byte("more")); err != nil {
-			break
+		c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		n, err := c.Write(b)
+		total += n
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return total
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
+}
+
+// A target that answers and breaks off while the client still sends: what it said before still arrives.
+func TestLastWordsOfABrokenSide(t *testing.T) {
+	tun := &Tunnel{}
+	j := join(t, "tcp", "tcp", tun)
+	j.client.(*net.TCPConn).SetReadBuffer(128 << 10)
+	fill(t, j.target)
+	j.target.(*net.TCPConn).SetLinger(0)
+	j.target.Close()
+	send(t, j.client, "more")
+	for lost := false; !lost; {
+		tun.mu.Lock()
+		lost = tun.lost || tun.done
+		tun.mu.Unlock()
+	}
+	j.client.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := io.Copy(io.Discard, struct{ io.Reader }{j.client}); n < 1<<20 || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client got %d bytes, then %v", n, err)
+	}
 	j.wantCause(t, TargetReset)
+}
+
+// A target that has said all and is gone answers further bytes with a reset, which must not overtake what it said.
+func TestResetBehindAnEndDestroysNothing(t *testing.T) {
+	tun := &Tunnel{}
+	j := join(t, "tcp", "tcp", tun)
+	j.client.(*net.TCPConn).SetReadBuffer(128 << 10)
+	const size = 1 << 20
+	if _, err := j.target.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	j.target.Close()
+	for said := false; !said; {
+		tun.mu.Lock()
+		said = tun.p != nil && tun.p.down.ended
+		tun.mu.Unlock()
+	}
+	send(t, j.client, "x") // goes out, and the reset comes back
+	<-time.After(50 * time.Millisecond)
+	send(t, j.client, "x") // finds it
+	j.wantCause(t, TargetReset)
+	j.client.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := io.Copy(io.Discard, struct{ io.Reader }{j.client}); n != size {
+		t.Errorf("the client got %d bytes of %d, then %v", n, size, err)
+	}
 }
 
 func TestHeadsGoFirst(t *testing.T) {
@@ -330,52 +375,6 @@ func TestBurstsArriveWhole(t *testing.T) {
 	}
 }
 
-func TestIdleTunnelHoldsTwoDescriptors(t *testing.T) {
-	j := join(t, "tcp", "tcp", &Tunnel{})
-	b := make([]byte, 4<<20)
-	go j.target.Write(make([]byte, len(b)))
-	if _, err := io.ReadFull(j.client, b); err != nil {
-		t.Fatal(err)
-	}
-	for start := time.Now(); ; {
-		pipes.mu.Lock()
-		made := pipes.made
-		pipes.mu.Unlock()
-		if made == 0 {
-			break
-		}
-		if time.Since(start) > 10*time.Second {
-			t.Fatalf("%d pipes are still open", made)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-	send(t, j.target, "still")
-	expect(t, j.client, "still")
-}
-
-func TestNoPipesLeft(t *testing.T) {
-	pipes.mu.Lock()
-	free := pipes.made
-	pipes.made = maxPipes
-	kept := pipes.free
-	pipes.free = nil
-	pipes.mu.Unlock()
-	defer func() {
-		pipes.mu.Lock()
-		pipes.made, pipes.free = free, kept
-		pipes.mu.Unlock()
-	}()
-	j := join(t, "tcp", "tcp", &Tunnel{})
-	b := make([]byte, 4<<20)
-	go j.target.Write(make([]byte, len(b)))
-	if _, err := io.ReadFull(j.client, b); err != nil {
-		t.Fatal(err)
-	}
-	j.client.Close()
-	j.target.Close()
-	j.wait(t)
-}
-
 func TestManyTunnelsLeaveNoDescriptor(t *testing.T) {
 	fds := func() int {
 		d, err := os.ReadDir("/proc/self/fd")
@@ -396,4 +395,28 @@ func TestManyTunnelsLeaveNoDescriptor(t *testing.T) {
 	if after := fds(); after > before+2 {
 		t.Fatalf("%d descriptors before, %d after", before, after)
 	}
+}
+
+// What was written long ago may still be on its way to a slow client.
+func TestC05_SlowClientOfASilentTargetIsNotIdle(t *testing.T) {
+	const idle = 500 * time.Millisecond
+	j := join(t, "tcp", "tcp", &Tunnel{Idle: idle})
+	j.client.(*net.TCPConn).SetReadBuffer(128 << 10)
+	if _, err := j.target.Write(make([]byte, 2<<20)); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	b := make([]byte, 8<<10)
+	for start := time.Now(); time.Since(start) < 4*idle; {
+		<-tick.C
+		if _, err := j.client.Read(b); err != nil {
+			t.Fatal(err)
+		}
+		if len(j.result) > 0 {
+			t.Fatalf("ended after %v: %+v", time.Since(start), j.wait(t))
+		}
+	}
+	go io.Copy(io.Discard, j.client)
+	j.wantCause(t, Idle)
 }

@@ -83,7 +83,7 @@ func (r *records) next(b []byte) (message []byte, a Alert, done bool) {
 			return nil, RecordOverflow, false
 		}
 		if r.want == 0 {
-			if a := r.length(b); a != 0 {
+			if a := r.length(b[:min(len(b), r.at+recordHeader+n)]); a != 0 {
 				return nil, a, false
 			}
 		}
@@ -106,7 +106,8 @@ func (r *records) early(h []byte) Alert {
 	return 0
 }
 
-// length reads the message's own header, wherever the records put its four bytes, as soon as it is there.
+// length reads the message's own header, wherever the records put its four bytes, as soon as it is there. b ends with a
+// record whose header was looked at.
 func (r *records) length(b []byte) Alert {
 	var head [messageHeader]byte
 	got := walk(b, head[:0:messageHeader], messageHeader)
