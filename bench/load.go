@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -66,6 +67,13 @@ func clientHello() []byte {
 	return append(head[:], rest...)
 }
 
+// fresh is the hello with a random of its own (RFC 8446 section 4.1.2), as every client sends.
+func fresh(hello []byte, then byte) []byte {
+	h := append(bytes.Clone(hello), then)
+	_, _ = rand.Read(h[11:43])
+	return h
+}
+
 // many runs f in n goroutines until it says no more, and returns the sum of what went well and wrong.
 func many(n int, f func(seen func(time.Duration, bool)) bool) loaded {
 	var l loaded
@@ -105,7 +113,7 @@ func many(n int, f func(seen func(time.Duration, bool)) bool) loaded {
 }
 
 func sniNew(addr string, length time.Duration) loaded {
-	first := append(clientHello(), 'n')
+	hello := clientHello()
 	end := time.Now().Add(length)
 	return many(16, func(seen func(time.Duration, bool)) bool {
 		begin := time.Now()
@@ -114,7 +122,7 @@ func sniNew(addr string, length time.Duration) loaded {
 			seen(0, false)
 			return time.Now().Before(end)
 		}
-		_, _ = c.Write(first)
+		_, _ = c.Write(fresh(hello, 'n'))
 		n, _ := io.Copy(io.Discard, c)
 		_ = c.(*net.TCPConn).SetLinger(0) // no TIME_WAIT: ports would run out
 		_ = c.Close()
@@ -124,7 +132,7 @@ func sniNew(addr string, length time.Duration) loaded {
 }
 
 func sniSmall(addr string, length time.Duration) loaded {
-	first := append(clientHello(), 's')
+	hello := clientHello()
 	end := time.Now().Add(length)
 	return many(64, func(seen func(time.Duration, bool)) bool {
 		c, err := net.Dial("tcp", addr)
@@ -133,7 +141,7 @@ func sniSmall(addr string, length time.Duration) loaded {
 			return false
 		}
 		defer c.Close()
-		_, _ = c.Write(first)
+		_, _ = c.Write(fresh(hello, 's'))
 		buf := make([]byte, 64)
 		for time.Now().Before(end) {
 			begin := time.Now()
@@ -152,7 +160,7 @@ func sniSmall(addr string, length time.Duration) loaded {
 }
 
 func sniBulk(addr string, transfers int) loaded {
-	first := append(clientHello(), 'b')
+	hello := clientHello()
 	var left, bytes atomic.Int64
 	left.Store(int64(transfers))
 	l := many(2, func(seen func(time.Duration, bool)) bool {
@@ -166,7 +174,7 @@ func sniBulk(addr string, transfers int) loaded {
 			return true
 		}
 		defer c.Close()
-		_, _ = c.Write(first)
+		_, _ = c.Write(fresh(hello, 'b'))
 		n := discard(c)
 		bytes.Add(n)
 		seen(time.Since(begin), n == rawBulk)

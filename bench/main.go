@@ -10,10 +10,12 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -26,6 +28,7 @@ type options struct {
 	rounds  int    // each figure is the median of so many
 	out     string // markdown file; "" = print only
 	binary  string
+	keep    bool // leave configurations and logs
 }
 
 func main() {
@@ -46,6 +49,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds; figures are medians over them")
 	flag.StringVar(&o.out, "out", "", "write the table to this markdown file too")
 	flag.StringVar(&o.binary, "binary", "bin/quaymaster", "the program to measure")
+	flag.BoolVar(&o.keep, "keep", false, "leave configurations and logs of the programs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -61,7 +65,11 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	if o.keep {
+		fmt.Fprintln(os.Stderr, "files are kept in", dir)
+	} else {
+		defer os.RemoveAll(dir)
+	}
 	if o.binary, err = filepath.Abs(o.binary); err != nil {
 		return err
 	}
@@ -137,13 +145,19 @@ func (b *bench) measure(ctx context.Context, w workload, p program) result {
 }
 
 func (b *bench) once(ctx context.Context, w workload, p program) result {
+	for _, port := range []int{proxyPort, sniPort} {
+		if c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(port)); err == nil {
+			_ = c.Close()
+			return result{err: fmt.Sprintf("port %d is held by somebody else; end that first", port)}
+		}
+	}
 	proc, err := b.startProxy(ctx, w, p)
 	if err != nil {
 		return result{err: err.Error()}
 	}
 	defer proc.stop()
 	warm, stop := context.WithTimeout(ctx, 10*time.Second)
-	err = awaitPort(warm, proxyPort)
+	err = awaitPort(warm, p.listens())
 	stop()
 	if err != nil {
 		return result{err: "does not listen: " + err.Error()}

@@ -57,6 +57,14 @@ func version(path, arg string) string {
 	return line
 }
 
+// listens is a port that the program accepts on when it is ready.
+func (p program) listens() int {
+	if p.family == "sniproxy" {
+		return sniPort
+	}
+	return proxyPort
+}
+
 // setting is what the configurations are filled in with.
 type setting struct {
 	Dir              string

@@ -103,6 +103,8 @@ func change(res control.Result, err error) (*api.Change, error) {
 		return nil, p
 	case errors.Is(err, control.ErrFrozen):
 		return nil, &api.Problem{Title: "Stopping", Status: http.StatusServiceUnavailable, Detail: err.Error()}
+	case errors.Is(err, control.ErrStarting):
+		return nil, &api.Problem{Title: "Starting", Status: http.StatusServiceUnavailable, Detail: err.Error()}
 	case err != nil:
 		return nil, problemOf(err)
 	}
@@ -136,6 +138,9 @@ func (c *changes) Check(ctx context.Context, body []byte) (*api.Change, error) {
 		return nil, problemOf(err)
 	}
 	now := c.loop.Now()
+	if now == nil {
+		return change(control.Result{}, control.ErrStarting)
+	}
 	return change(control.Result{Changes: plan.Diff(now.Plan, p), Warnings: warnings, DryRun: true, Revision: now.Revision}, nil)
 }
 

@@ -203,6 +203,7 @@ func (d *Daemon) build(layer *config.Layer) {
 	d.ports = ports.New(ports.Options{
 		Log: part("ports"), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
+		Inherited: ports.Activation(os.LookupEnv, os.Getpid()),
 	})
 	d.loop = control.New(control.Options{
 		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Touched: d.edge.Touched, Event: d.event,

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/quaymaster/quaymaster/internal/api"
+	"github.com/quaymaster/quaymaster/internal/control"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/route"
 )
@@ -21,6 +22,9 @@ func (d *Daemon) explain(_ context.Context, q api.Question) (*api.Explanation, e
 	}
 	x := &api.Explanation{Question: q.Text, Targets: []api.Target{}, Steps: []api.ExplainStep{}, Certificate: "none"}
 	now, table := d.loop.Now(), d.edge.Table()
+	if now == nil || table == nil {
+		return nil, &api.Problem{Title: "Starting", Status: http.StatusServiceUnavailable, Detail: control.ErrStarting.Error()}
+	}
 	client, _ := netip.ParseAddr(q.Client)
 	local, _ := netip.ParseAddr(q.Host)
 	port := portFor(now.Plan, q.Port, local)

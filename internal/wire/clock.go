@@ -17,14 +17,16 @@ import (
 type Clock struct {
 	c     net.Conn
 	write bool
-	base  time.Time
-	want  atomic.Int64 // nanoseconds after base; 0 = none
+	want  atomic.Int64 // nanoseconds after epoch; 0 = none
 	armed atomic.Int64 // what the connection was told last; 0 = nothing, or unknown
 }
 
+// epoch is what clocks count from. Times made of it need no look at the machine's clock.
+var epoch = time.Now()
+
 // Start begins the clock of one direction of c, on which no deadline is set.
 func (k *Clock) Start(c net.Conn, write bool) {
-	k.c, k.write, k.base = c, write, time.Now()
+	k.c, k.write = c, write
 	k.want.Store(0)
 	k.armed.Store(0)
 }
@@ -35,7 +37,7 @@ func (k *Clock) Set(t time.Time) {
 		k.want.Store(0)
 		return
 	}
-	w := max(int64(t.Sub(k.base)), 1)
+	w := max(int64(t.Sub(epoch)), 1)
 	k.want.Store(w)
 	k.settle(w)
 }
@@ -66,7 +68,7 @@ func (k *Clock) allow(d time.Duration, timed *atomic.Bool) {
 	if timed.Load() {
 		return
 	}
-	w := int64(time.Since(k.base) + d)
+	w := int64(time.Since(epoch) + d)
 	if k.want.CompareAndSwap(old, w) {
 		k.settle(w)
 	}
@@ -91,7 +93,7 @@ func (k *Clock) Early(err error) bool {
 	}
 	for {
 		w := k.want.Load()
-		if w != 0 && int64(time.Since(k.base)) >= w {
+		if w != 0 && int64(time.Since(epoch)) >= w {
 			return false
 		}
 		k.arm(w)
@@ -104,7 +106,7 @@ func (k *Clock) Early(err error) bool {
 // Struck reports whether a deadline that fired just now was set by somebody else.
 func (k *Clock) Struck() bool {
 	a := k.armed.Load()
-	return a == 0 || int64(time.Since(k.base)) < a
+	return a == 0 || int64(time.Since(epoch)) < a
 }
 
 // drop takes the wanted deadline back and leaves the connection alone.
@@ -115,7 +117,7 @@ func (k *Clock) drop() {
 }
 
 // extend tells the connection to wait that much longer from now, unless something else is wanted.
-func (k *Clock) extend(d time.Duration) { k.agree(int64(time.Since(k.base) + d)) }
+func (k *Clock) extend(d time.Duration) { k.agree(int64(time.Since(epoch) + d)) }
 
 // quiet stores false where it is not stored already: a load costs a tenth of a store.
 func quiet(b *atomic.Bool) {
@@ -129,7 +131,7 @@ func (k *Clock) arm(w int64) {
 	k.armed.Store(w)
 	var t time.Time
 	if w != 0 {
-		t = k.base.Add(time.Duration(w))
+		t = epoch.Add(time.Duration(w))
 	}
 	if k.write {
 		_ = k.c.SetWriteDeadline(t)
