@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,10 +34,7 @@ type watcher struct {
 	ended, stop chan struct{}
 }
 
-func (w *watcher) run(raw interface {
-	Read(f func(fd uintptr) bool) error
-},
-) {
+func (w *watcher) run(raw syscall.RawConn) {
 	defer close(w.ended)
 	_ = raw.Read(broken) // whatever ended the wait, the peer is gone or somebody wants an end
 	select {
