@@ -282,7 +282,7 @@ func (w *writer) rescue() {
 	if v == nil {
 		return
 	}
-	if v != http.ErrAbortHandler {
+	if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		w.t.r.o.logger().Error("handler panicked", "route", w.t.r.Plan.Name, "err", v, "stack", string(debug.Stack()))
 	}
 	w.spoil()
@@ -330,23 +330,25 @@ func (w *writer) sendFile(f *os.File, n int64) (int64, error, bool) {
 	if !ok {
 		return 0, nil, false
 	}
+	stall := w.t.r.Plan.Timeouts.BodyStall
 	var total int64
 	for total < n {
-		w.deadline()
-		if stall := w.t.r.Plan.Timeouts.BodyStall; stall > 0 {
+		if stall > 0 {
 			_ = c.SetWriteDeadline(time.Now().Add(stall))
 		}
 		step, err := c.ReadFrom(&io.LimitedReader{R: f, N: min(n-total, 512<<10)})
 		total += step
 		w.wrote += step
 		w.sent(step)
-		if err == nil && step == 0 {
+		switch {
+		case step > 0 && (err == nil || errors.Is(err, os.ErrDeadlineExceeded)):
+			continue
+		case err == nil:
 			err = io.ErrUnexpectedEOF // the file became shorter
 		}
-		if err != nil {
-			w.sink.Reset(err)
-			return total, w.fail(err), true
-		}
+		w.sink.Reset(err)
+		return total, w.fail(err), true
 	}
+	_ = c.SetWriteDeadline(time.Time{}) // fails on a closed connection, which Close finds too
 	return total, nil, true
 }

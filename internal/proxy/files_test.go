@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -181,6 +182,17 @@ func TestFilesSendsLargeFilesWhole(t *testing.T) {
 	if got := h.route.BytesOut().Load(); got != 2*int64(len(big)) {
 		t.Fatalf("%d bytes counted", got)
 	}
+	w.timeouts.BodyStall = 300 * time.Millisecond
+	h = build(t, w)
+	c = h.dial()
+	for range 2 { // the deadline of the first is not left to the second
+		c.say("GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+		if a := c.answer("GET"); len(a.body) != len(big) {
+			t.Fatalf("%d, %d bytes", a.StatusCode, len(a.body))
+		}
+		h.record()
+		time.Sleep(500 * time.Millisecond)
+	}
 	c.say("GET /big HTTP/1.0\r\nHost: a\r\nRange: bytes=100000-999999\r\n\r\n")
 	if a := c.answer("GET"); a.StatusCode != 206 || len(a.body) != 900_000 {
 		t.Fatalf("%d, %d bytes", a.StatusCode, len(a.body))
@@ -199,6 +211,30 @@ func TestFilesCutsClientsThatTakeNothing(t *testing.T) {
 	}
 	if a, err := io.ReadAll(c.r); err == nil && len(a) >= 32<<20 {
 		t.Fatal("a cut answer looks whole")
+	}
+}
+
+func TestFilesKeepsClientsThatTakeLittle(t *testing.T) {
+	const size = 5 << 20
+	root := folder(t, map[string]string{"big": strings.Repeat("0123456789abcdef", size/16)})
+	w := &wish{action: plan.Files{Root: root}}
+	w.timeouts.BodyStall = 300 * time.Millisecond
+	h := build(t, w)
+	c := h.dial()
+	if err := c.Conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+		t.Fatal(err)
+	}
+	c.say("GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+	res := c.head("GET")
+	buf := make([]byte, 64<<10)
+	for total := 0; total < size; total += len(buf) {
+		time.Sleep(50 * time.Millisecond) // a step of the server lasts longer than a stall is allowed to
+		if _, err := io.ReadFull(res.Body, buf); err != nil || !bytes.Equal(buf[:16], []byte("0123456789abcdef")) {
+			t.Fatalf("after %d bytes: %v %q", total, err, buf[:16])
+		}
+	}
+	if rec := h.record(); rec.Out != size || rec.Reason != "" {
+		t.Fatalf("record %+v", rec)
 	}
 }
 

@@ -146,9 +146,6 @@ func (f *forward) attempt(t *turn, try int) (again bool) {
 	if err != nil {
 		return f.unanswered(t, err, try)
 	}
-	if t.up.began {
-		t.watch.answered()
-	}
 	if slices.Contains(f.retries.Statuses, t.in.Status) && f.repeatable(t, try) {
 		t.stream.Close(false)
 		return true
@@ -198,7 +195,7 @@ func (t *turn) send() error {
 	if n == 0 {
 		return sink.Close(nil)
 	}
-	t.up.sink.Sink = sink
+	t.up.sink = sink
 	switch {
 	case t.out.Expect:
 		t.up.pending = true
@@ -276,7 +273,10 @@ func (f *forward) passOn(t *turn, body wire.Body) {
 	if empty {
 		n = in.Length
 	}
-	in.Close, in.Chunked, in.Upgrade = false, false, nil
+	in.Close, in.Chunked = t.unwanted(), false
+	if in.Status != http.StatusUpgradeRequired { // which must say to what (RFC 9110 section 15.5.22)
+		in.Upgrade = nil
+	}
 	sink, err := ex.Out.Begin(in, n)
 	switch {
 	case err != nil:

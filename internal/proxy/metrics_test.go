@@ -94,19 +94,34 @@ func TestMetricsShareAHistogramAboveTheLimit(t *testing.T) {
 	}
 }
 
-func TestTallyCountsEveryCombinationOnce(t *testing.T) {
-	var y tally
-	var all sync.WaitGroup
-	for range 8 {
-		all.Go(func() {
-			for code := 95; code < 605; code++ {
-				for _, m := range []string{"GET", "POST", "X", "Y"} {
-					y.add(code, []byte(m), 0)
+func TestTallyClaimsEachCellOnce(t *testing.T) {
+	for range 3000 {
+		var y tally
+		var all sync.WaitGroup
+		start := make(chan struct{})
+		for i := range 4 {
+			all.Go(func() {
+				<-start
+				for code := 200; code < 210; code++ {
+					y.add(code+i, []byte("GET"), 0)
 				}
-			}
-		})
+			})
+		}
+		close(start)
+		all.Wait()
+		total := 0.0
+		for _, n := range counts(t, &y) {
+			total += n
+		}
+		if total != 40 {
+			t.Fatalf("%v exchanges counted of 40", total)
+		}
 	}
-	all.Wait()
+}
+
+// counts collects y; a combination that is there twice fails the test.
+func counts(t *testing.T, y *tally) map[string]float64 {
+	t.Helper()
 	ch := make(chan prometheus.Metric, 10_000)
 	y.collect("a", ch)
 	close(ch)
@@ -125,6 +140,23 @@ func TestTallyCountsEveryCombinationOnce(t *testing.T) {
 		}
 		seen[key] = d.Counter.GetValue()
 	}
+	return seen
+}
+
+func TestTallyCountsEveryCombinationOnce(t *testing.T) {
+	var y tally
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for code := 95; code < 605; code++ {
+				for _, m := range []string{"GET", "POST", "X", "Y"} {
+					y.add(code, []byte(m), 0)
+				}
+			}
+		})
+	}
+	all.Wait()
+	seen := counts(t, &y)
 	if len(seen) != 501*3 || seen["200 GET http1 a "] != 8 || seen["200 other http1 a "] != 16 || seen["other GET http1 a "] != 80 {
 		t.Fatalf("%d series, %v", len(seen), seen["other GET http1 a "])
 	}

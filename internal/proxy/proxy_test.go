@@ -38,6 +38,7 @@ type house struct {
 	pools    *pools.Pools
 	options  *Options
 	registry *prometheus.Registry
+	atEnd    func()               // if not nil, called when the last reference to the route is gone
 	silent   bool                 // keep no records
 	before   func(*wire.Exchange) // if not nil, called with each exchange; set before the first connection
 
@@ -107,6 +108,9 @@ func build(t testing.TB, w *wish) *house {
 	h.route = route
 	h.listen(func() {
 		route.Life.Drop()
+		if h.atEnd != nil {
+			h.atEnd()
+		}
 		cancel()
 		workers.Wait()
 	})
@@ -357,6 +361,49 @@ func TestServeForwards(t *testing.T) {
 		if rec.Status != 200 || rec.In != 5 || rec.Out != 28 || rec.Route != "api" || rec.Upstream != "api" ||
 			rec.Target != strings.TrimPrefix(tg.URL, "http://") || rec.Reason != "" || len(rec.ID) != 16 || rec.First <= 0 {
 			t.Fatalf("record %+v", rec)
+		}
+	}
+}
+
+func TestRouteEndsWithItsLastHolder(t *testing.T) {
+	h := build(t, forwardTo(closedPort(t)))
+	h.ask("GET", "/")
+	pool := h.route.Pool
+	if !h.route.Current() {
+		t.Fatal("a new route does not stand on the plan's pool")
+	}
+	h.route.Life.Hold()
+	again, err := NewRoute(h.route.Plan, h.options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	step, err := h.pools.Prepare(context.Background(), &plan.Plan{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	step.Commit()
+	step.Retire()
+	if h.route.Current() {
+		t.Fatal("the route takes a pool that left the plan for its own")
+	}
+	if _, err := NewRoute(h.route.Plan, h.options); err == nil || !strings.Contains(err.Error(), "route api: upstream api") {
+		t.Fatalf("a route without its upstream: %v", err)
+	}
+	h.route.Life.Drop()
+	again.Life.Drop()
+	if len(shown(t, h.registry)) == 0 {
+		t.Fatal("the series are gone while the route is held")
+	}
+	if !pool.Hold() {
+		t.Fatal("the pool ended while its route is held")
+	}
+	pool.Drop()
+	h.atEnd = func() {
+		if got := shown(t, h.registry); len(got) != 0 {
+			t.Errorf("left: %v", got)
+		}
+		if pool.Hold() {
+			t.Error("the pool outlived its last route")
 		}
 	}
 }

@@ -3,9 +3,9 @@ package proxy
 import (
 	"errors"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/relay"
@@ -18,7 +18,7 @@ type upload struct {
 	began   bool // the body may have been touched
 	pending bool // it waits for a 100 of the target
 	joined  bool // done was received, or no goroutine was started
-	sink    targetSink
+	sink    wire.Sink
 	flow    relay.Flow
 	over    atomic.Bool   // the body is no longer moving
 	done    chan struct{} // holds one value when the goroutine has ended
@@ -26,7 +26,7 @@ type upload struct {
 }
 
 func (u *upload) reset() {
-	u.began, u.pending, u.joined, u.err, u.sink.Sink = false, false, true, nil, nil
+	u.began, u.pending, u.joined, u.err, u.sink = false, false, true, nil, nil
 	u.over.Store(false)
 }
 
@@ -42,25 +42,26 @@ func (t *turn) uploadAside() {
 	t.up.done <- struct{}{}
 }
 
-// upload moves the body. Where that fails for want of the client, the target's answer is not waited for; where the
-// target does not take it, an answer may still come, except when it was silent for body_stall.
+// upload moves the body. Where that fails the target's answer is not waited for, except when the target has closed the
+// connection: what it answered before may still be there to read.
 func (t *turn) upload() {
 	u := &t.up
 	if t.ex.Body.Buffered() == 0 {
 		_ = u.sink.Flush() // the head does not wait for the body; Body says what is wrong with the target
 	}
 	var n int64
-	n, u.err = relay.Body(&u.sink, t.ex.Body, &u.flow)
+	n, u.err = relay.Body(u.sink, t.ex.Body, &u.flow)
 	t.ex.Log.In += n
 	u.over.Store(true)
 	var side *relay.SideError
-	switch {
-	case u.err == nil:
-	case !errors.As(u.err, &side) || side.Side == relay.Source || errors.Is(u.err, os.ErrDeadlineExceeded):
-		t.stream.Abort()
-	default:
-		t.watch.expire(answerAfter)
+	if u.err == nil || errors.As(u.err, &side) && side.Side == relay.Dest && closed(u.err) {
+		return
 	}
+	t.stream.Abort()
+}
+
+func closed(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // result is the error of an upload that has ended; nil before.
@@ -89,6 +90,16 @@ func (t *turn) endUpload() bool {
 	return u.err == nil
 }
 
+// unwanted reports whether the answer comes while much of the request body may still be on its way: the client is then
+// told that the connection ends, so that it need not send the rest (RFC 9112 section 9.6).
+func (t *turn) unwanted() bool {
+	n := t.ex.Req.Length
+	return t.up.began && !t.up.over.Load() && (n < 0 || n > earlyMost)
+}
+
+// earlyMost is how much of a body that nobody wants is worth taking to keep its connection.
+const earlyMost = 256 << 10
+
 func (t *turn) join() {
 	select {
 	case <-t.up.done:
@@ -107,18 +118,8 @@ func (t *turn) join() {
 	<-t.up.done
 }
 
-// answerAfter is how long an answer is waited for when the target has stopped taking the request.
-const answerAfter = time.Second
-
 // past is a deadline that ends a wait at once.
 var past = time.Unix(1, 0)
-
-// targetSink keeps the connection to the target open when sending fails: an answer may already be on its way. Whoever
-// owns the stream ends it.
-type targetSink struct{ wire.Sink }
-
-// Reset does nothing.
-func (*targetSink) Reset(error) {}
 
 var errTooLarge = errors.New("the body is larger than max_body")
 
@@ -163,7 +164,6 @@ type watch struct {
 	armed bool
 	stop  func() // ends the watcher, if there is one
 	over  bool   // the client left
-	heard bool   // the head of an answer came
 }
 
 func (w *watch) init() {
@@ -173,7 +173,7 @@ func (w *watch) init() {
 
 func (w *watch) begin(t *turn) {
 	w.mu.Lock()
-	w.t, w.over, w.heard = t, false, false
+	w.t, w.over = t, false
 	w.gen++
 	if w.since = t.ex.Start; w.since.IsZero() {
 		w.since = time.Now()
@@ -211,27 +211,6 @@ func (w *watch) wake(gen uint64) {
 	}
 	w.over = true
 	w.t.stream.Abort()
-}
-
-// expire aborts the exchange if no answer has begun within d.
-func (w *watch) expire(d time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	gen := w.gen
-	time.AfterFunc(d, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.t != nil && w.gen == gen && !w.heard {
-			w.t.stream.Abort()
-		}
-	})
-}
-
-// answered says that the head of an answer came.
-func (w *watch) answered() {
-	w.mu.Lock()
-	w.heard = true
-	w.mu.Unlock()
 }
 
 func (w *watch) left() bool {
