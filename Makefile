@@ -36,7 +36,7 @@ check: check-deps
 fuzz:
 	@set -e; for p in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
 bench-deps:
 	./scripts/deps haproxy:haproxy nginx:nginx caddy:caddy sniproxy:sniproxy wrk:wrk h2load:nghttp2-client ab:apache2-utils

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command bench measures quaymaster side by side with the proxies that are installed: the same load, the same target,
 // each proxy alone on one core while load and target share another.
 //
@@ -68,7 +70,7 @@ func run(ctx context.Context, o options) error {
 	if o.keep {
 		fmt.Fprintln(os.Stderr, "files are kept in", dir)
 	} else {
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 	}
 	if o.binary, err = filepath.Abs(o.binary); err != nil {
 		return err

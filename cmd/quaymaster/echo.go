@@ -171,7 +171,7 @@ func (e *echo) socket(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // answered already
 	}
-	defer c.CloseNow()
+	defer func() { _ = c.CloseNow() }()
 	c.SetReadLimit(16 << 20)
 	for {
 		kind, text, err := c.Read(e.over)

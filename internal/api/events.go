@@ -61,11 +61,10 @@ func (a *API) events(w http.ResponseWriter, r *request) error {
 func (a *API) cursor(r *request) (uint64, error) {
 	end := a.o.Events.End()
 	if v := r.Header.Get("Last-Event-ID"); v != "" {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil || n >= end {
-			return end, nil // of an earlier daemon
+		if n, err := strconv.ParseUint(v, 10, 64); err == nil && n < end {
+			return n + 1, nil
 		}
-		return n + 1, nil
+		return end, nil // of an earlier daemon
 	}
 	v := r.URL.Query().Get("last")
 	if v == "" {

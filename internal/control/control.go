@@ -7,6 +7,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,8 @@ type Loop struct {
 	metrics metrics
 	now     atomic.Pointer[State] // what was committed last; read by anybody
 
+	until atomic.Pointer[time.Time] // when the plan in force will be undone; nil when it will not
+
 	mu     sync.Mutex // guards one change at a time, and the members below
 	undo   *undo      // a reload that waits for Confirm
 	frozen error      // set once: no change is taken any more
@@ -60,6 +63,8 @@ type State struct {
 	LoadedAt time.Time
 	Warnings []config.Warning
 	Error    string // of the newest reload, when it was refused and this state stayed
+
+	sources []config.Source // the bytes of Files; an edit of the API layer is made on these, not on what is on disk by now
 }
 
 // Result is what a change did, or would do.
@@ -104,18 +109,58 @@ type ReloadOptions struct {
 func (l *Loop) Reload(ctx context.Context, o ReloadOptions) (Result, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	res, err := l.change(ctx, l.layer(), o)
-	if !o.DryRun {
-		l.noteReload(err)
+	if err := l.closed(); err != nil {
+		return Result{}, err
+	}
+	old := l.now.Load()
+	next, err := l.read()
+	if err != nil {
+		l.noteReload(err, o)
+		return Result{}, err
+	}
+	res, err := l.change(ctx, next, o)
+	l.noteReload(err, o)
+	if err == nil && !o.DryRun {
+		if l.undo != nil {
+			old = l.undo.back // that was never confirmed, so it is nothing to go back to
+		}
+		l.cancelUndo()
+		if o.Confirm > 0 {
+			l.arm(old, o.Confirm)
+		}
 	}
 	return res, err
+}
+
+// read makes a state of the files as they are now and the API layer in force. mu is held.
+func (l *Loop) read() (*State, error) {
+	loaded, err := Load(l.loader, l.o.Config, l.layer())
+	if err != nil {
+		return nil, err
+	}
+	return loaded.state(l.layer()), nil
+}
+
+// closed is why no change is taken at the moment. mu is held.
+func (l *Loop) closed() error {
+	if l.frozen == nil && l.now.Load() == nil {
+		return ErrStarting
+	}
+	return l.frozen
 }
 
 // Check loads the files as a reload would and follows nothing.
 func (l *Loop) Check(ctx context.Context) (Result, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.change(ctx, l.layer(), ReloadOptions{DryRun: true})
+	if err := l.closed(); err != nil {
+		return Result{}, err
+	}
+	next, err := l.read()
+	if err != nil {
+		return Result{}, err
+	}
+	return l.change(ctx, next, ReloadOptions{DryRun: true})
 }
 
 // ErrStale says that an edit was made against another revision than the one in force.
@@ -124,19 +169,33 @@ var ErrStale = errors.New("the configuration has changed since; fetch it again a
 // ErrFrozen says that no change is taken because the daemon is stopping or being replaced.
 var ErrFrozen = errors.New("the daemon is stopping; nothing is changed any more")
 
+// ErrStarting says that no change is taken because the first plan is not in force yet.
+var ErrStarting = errors.New("the daemon is starting; ask again when it serves")
+
 // Edit changes the API layer by f, which gets a copy it may alter, and follows the result. match is the revision the
-// caller saw ("*" for any); another one in force is ErrStale.
+// caller saw ("*" for any); another one in force is ErrStale. The files are not read again: what somebody is writing
+// there waits for a reload. A reload that waits for its confirmation goes on waiting, and going back keeps the edit.
 func (l *Loop) Edit(ctx context.Context, match string, f func(*config.Layer) error) (Result, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now := l.now.Load(); now == nil || (match != "*" && match != now.Revision) {
+	if err := l.closed(); err != nil {
+		return Result{}, err
+	}
+	now := l.now.Load()
+	if match != "*" && match != now.Revision {
 		return Result{}, ErrStale
 	}
 	layer := l.layer().Clone()
 	if err := f(layer); err != nil {
 		return Result{}, err
 	}
-	return l.change(ctx, layer, ReloadOptions{})
+	loaded, err := compile(l.loader, now.sources, layer)
+	if err != nil {
+		return Result{}, err
+	}
+	next := loaded.state(layer)
+	next.Error = now.Error // of the files, which an edit does not mend
+	return l.change(ctx, next, ReloadOptions{})
 }
 
 func (l *Loop) layer() *config.Layer {
@@ -146,17 +205,9 @@ func (l *Loop) layer() *config.Layer {
 	return l.o.Layer
 }
 
-// change loads the files and the layer and, unless it is a dry run, follows them. mu is held.
-func (l *Loop) change(ctx context.Context, layer *config.Layer, o ReloadOptions) (Result, error) {
-	if l.frozen != nil {
-		return Result{}, l.frozen
-	}
+// change compares next with the plan in force and, unless it is a dry run, follows it. mu is held.
+func (l *Loop) change(ctx context.Context, next *State, o ReloadOptions) (Result, error) {
 	old := l.now.Load()
-	loaded, err := Load(l.loader, l.o.Config, layer)
-	if err != nil {
-		return Result{}, err
-	}
-	next := loaded.state(layer)
 	res := Result{
 		Revision: next.Revision, Warnings: next.Warnings, DryRun: o.DryRun, Confirm: o.Confirm,
 		Changes: plan.Diff(old.Plan, next.Plan),
@@ -169,10 +220,6 @@ func (l *Loop) change(ctx context.Context, layer *config.Layer, o ReloadOptions)
 	}
 	if err := l.follow(ctx, next); err != nil {
 		return Result{}, err
-	}
-	l.cancelUndo()
-	if o.Confirm > 0 {
-		l.arm(old, o.Confirm)
 	}
 	return res, nil
 }
@@ -221,7 +268,10 @@ func (e *FollowError) Error() string { return e.Err.Error() }
 func (e *FollowError) Unwrap() error { return e.Err }
 
 // noteReload keeps what the newest reload came to, for status, metrics and log. mu is held.
-func (l *Loop) noteReload(err error) {
+func (l *Loop) noteReload(err error, o ReloadOptions) {
+	if o.DryRun {
+		return
+	}
 	l.metrics.reloaded(err)
 	now := l.now.Load()
 	if err == nil {
@@ -229,10 +279,22 @@ func (l *Loop) noteReload(err error) {
 		return
 	}
 	copied := *now
-	copied.Error = err.Error()
+	copied.Error = brief(err)
 	l.now.Store(&copied)
-	l.o.Log.Error("reload refused", "err", err, "revision", now.Revision)
-	l.o.Event("config.refused", now.Revision, err.Error())
+	l.o.Log.Error("reload refused", "err", copied.Error, "revision", now.Revision)
+	l.o.Event("config.refused", now.Revision, copied.Error)
+}
+
+// shown is how many mistakes status, log and events repeat. A file of thousands would make each of them megabytes long.
+const shown = 20
+
+// brief is the text of an error of bounded length.
+func brief(err error) string {
+	var bad config.Errors
+	if errors.As(err, &bad) && len(bad) > shown {
+		return bad[:shown].Error() + fmt.Sprintf("\nand %d more mistakes; `quaymaster check` lists them all", len(bad)-shown)
+	}
+	return err.Error()
 }
 
 // Freeze makes every later change fail with why; the first call counts. A reload that waits for its confirmation
@@ -251,7 +313,6 @@ func (l *Loop) Freeze(why error) {
 type undo struct {
 	back  *State
 	timer *time.Timer
-	until time.Time
 }
 
 // ErrNothingToConfirm says that no reload waits for a confirmation.
@@ -269,18 +330,19 @@ func (l *Loop) Confirm() error {
 	return nil
 }
 
-// Unconfirmed is when the present plan will be undone; the zero time when it will not.
+// Unconfirmed is when the present plan will be undone; the zero time when it will not. It does not wait for a change
+// that is under way.
 func (l *Loop) Unconfirmed() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.undo == nil {
-		return time.Time{}
+	if t := l.until.Load(); t != nil {
+		return *t
 	}
-	return l.undo.until
+	return time.Time{}
 }
 
 func (l *Loop) arm(back *State, after time.Duration) {
-	u := &undo{back: back, until: time.Now().Add(after)}
+	u := &undo{back: back}
+	until := time.Now().Add(after)
+	l.until.Store(&until)
 	l.timers.Add(1)
 	u.timer = time.AfterFunc(after, func() {
 		defer l.timers.Done()
@@ -295,10 +357,12 @@ func (l *Loop) cancelUndo() {
 			l.timers.Done()
 		}
 		l.undo = nil
+		l.until.Store(nil)
 	}
 }
 
-// goBack follows the state from before an unconfirmed reload. If even that cannot be had the present plan stays.
+// goBack follows the files from before an unconfirmed reload, with the API layer of now; where those two do not go
+// together, the layer of then. If even that cannot be had the present plan stays.
 func (l *Loop) goBack(u *undo) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -306,7 +370,11 @@ func (l *Loop) goBack(u *undo) {
 		return
 	}
 	l.undo = nil
+	l.until.Store(nil)
 	back := *u.back
+	if loaded, err := compile(l.loader, u.back.sources, l.layer()); err == nil {
+		back = *loaded.state(l.layer())
+	}
 	back.Error = "the last reload was not confirmed in time and was undone"
 	if err := l.follow(context.Background(), &back); err != nil {
 		l.o.Log.Error("unconfirmed reload could not be undone", "err", err)
@@ -323,19 +391,17 @@ type Loaded struct {
 	Warnings []config.Warning
 	Revision string
 
-	loader *config.Loader
+	loader  *config.Loader
+	sources []config.Source
 }
 
 func (l *Loaded) state(layer *config.Layer) *State {
-	return &State{Plan: l.Plan, Files: l.Files, Layer: layer, Revision: l.Revision, Warnings: l.Warnings}
+	return &State{Plan: l.Plan, Files: l.Files, Layer: layer, Revision: l.Revision, Warnings: l.Warnings, sources: l.sources}
 }
 
 // Load looks up and reads the files and makes one plan of them and the API layer. The revision depends on the bytes
 // alone. loader remembers the pieces for the next load; nil begins anew.
 func Load(loader *config.Loader, arg string, layer *config.Layer) (*Loaded, error) {
-	if loader == nil {
-		loader = config.NewLoader()
-	}
 	files, err := config.FindFiles(arg)
 	if err != nil {
 		return nil, err
@@ -344,9 +410,23 @@ func Load(loader *config.Loader, arg string, layer *config.Layer) (*Loaded, erro
 	if err != nil {
 		return nil, err
 	}
+	return compile(loader, sources, layer)
+}
+
+// compile makes one plan of bytes in memory and the API layer.
+func compile(loader *config.Loader, sources []config.Source, layer *config.Layer) (*Loaded, error) {
+	if loader == nil {
+		loader = config.NewLoader()
+	}
 	p, warnings, err := loader.Load(sources, layer)
 	if err != nil {
 		return nil, err
 	}
-	return &Loaded{Plan: p, Files: files, Warnings: warnings, Revision: revision(sources, layer), loader: loader}, nil
+	files := make([]string, len(sources))
+	for i, s := range sources {
+		files[i] = s.Name
+	}
+	return &Loaded{
+		Plan: p, Files: files, Warnings: warnings, Revision: revision(sources, layer), loader: loader, sources: sources,
+	}, nil
 }

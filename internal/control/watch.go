@@ -28,17 +28,17 @@ func (l *Loop) Watch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	for _, f := range l.Now().Files {
 		// The folder, not the file: editors and config maps replace files by renaming others over them.
 		if err := w.Add(filepath.Dir(f)); err != nil {
 			l.o.Log.Warn("folder cannot be watched; its files are compared every few seconds", "path", filepath.Dir(f), "err", err)
 		}
 	}
-	seen := l.fingerprint()
+	seen := revision(l.Now().sources, nil) // not the files of now: what changed since the start counts
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
-	settle := time.NewTimer(time.Hour)
+	settle := time.NewTimer(0) // what changed before the folders were watched is no event
 	defer settle.Stop()
 	var first time.Time // of the burst under way
 	for {
@@ -54,12 +54,21 @@ func (l *Loop) Watch(ctx context.Context) error {
 		case err := <-w.Errors:
 			l.o.Log.Warn("watching the configuration", "err", err)
 		case <-tick.C:
-			settle.Reset(0)
+			// Half a file may be there: what differs waits for quiet like any other write.
+			if first.IsZero() && l.fingerprint() != seen {
+				first = time.Now()
+				settle.Reset(quiet)
+			}
 		case <-settle.C:
 			first = time.Time{}
 			settle.Reset(time.Hour)
-			if now := l.fingerprint(); now != seen {
-				seen = now
+			now := l.fingerprint()
+			if now == seen {
+				continue
+			}
+			seen = now
+			// A reload that was asked for may have been first; another one would confirm it.
+			if in := l.Now(); in.Error != "" || revision(in.sources, nil) != now {
 				_, _ = l.Reload(ctx, ReloadOptions{}) // logged and kept for status by Reload
 			}
 		}
@@ -79,7 +88,7 @@ func (l *Loop) fingerprint() string {
 	return revision(sources, nil)
 }
 
-// revision names the bytes of a configuration.
+// revision names the bytes of a configuration. No API layer and an empty one are the same.
 func revision(sources []config.Source, layer *config.Layer) string {
 	h := sha256.New()
 	for _, s := range sources {
@@ -88,7 +97,7 @@ func revision(sources []config.Source, layer *config.Layer) string {
 		h.Write(s.Bytes)
 		h.Write([]byte{0})
 	}
-	if layer != nil {
+	if layer != nil && len(layer.Routes) > 0 {
 		_ = json.NewEncoder(h).Encode(layer) // maps are written sorted, and a hash takes every write
 	}
 	return hex.EncodeToString(h.Sum(nil)[:6])

@@ -85,7 +85,7 @@ func (d *Daemon) problems() []api.Trouble {
 	}
 	for _, u := range d.pools.Status() {
 		for _, t := range u.Targets {
-			message := ""
+			var message string
 			switch {
 			case targetState(string(t.State)) == "down":
 				message = "target is down: "
@@ -176,7 +176,7 @@ func (d *Daemon) upstreams() []api.Upstream {
 		for _, t := range u.Targets {
 			a.Targets = append(a.Targets, api.Target{
 				Target: t.Target, State: targetState(string(t.State)), Reason: t.Reason, Since: t.Since,
-				Active: t.Active, Idle: t.Idle, Weight: int(t.Weight),
+				Active: t.Active, Idle: t.Idle, Weight: t.Weight,
 			})
 		}
 		out = append(out, a)
@@ -230,7 +230,7 @@ func findings(list config.Errors) []api.Finding {
 func items(list []plan.Change) []api.Item {
 	out := make([]api.Item, 0, len(list))
 	for _, c := range list {
-		out = append(out, api.Item{Kind: string(c.Kind), Name: c.Name, Change: string(c.Op), Detail: c.Detail})
+		out = append(out, api.Item{Kind: c.Kind, Name: c.Name, Change: string(c.Op), Detail: c.Detail})
 	}
 	return out
 }

@@ -23,16 +23,15 @@ type accessLog struct {
 
 // entry is what a line tells.
 type entry struct {
-	start    time.Time
-	took     time.Duration
-	client   netip.Addr
-	kind     string // "http" or "tunnel"
-	proto    string
-	method   []byte
-	host     []byte
-	target   []byte
-	agent    []byte
-	bodyless bool
+	start  time.Time
+	took   time.Duration
+	client netip.Addr
+	kind   string // "http" or "tunnel"
+	proto  string
+	method []byte
+	host   []byte
+	target []byte
+	agent  []byte
 	*wire.Record
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/pools"
 	"github.com/quaymaster/quaymaster/internal/proxy"
+	"github.com/quaymaster/quaymaster/internal/relay"
 	"github.com/quaymaster/quaymaster/internal/route"
 	"github.com/quaymaster/quaymaster/internal/sniff"
 	"github.com/quaymaster/quaymaster/internal/wire"
@@ -32,10 +33,11 @@ type conn struct {
 		table *route.Table
 		port  *route.Port
 	}
-	identified bool // a per-IP slot is held
+	identified bool    // a per-IP slot is held
+	first      *[]byte // memory for first bytes, while it is needed; owned by whoever reads or relays them
 
 	route      atomic.Pointer[proxy.Route]  // where an exchange or tunnel stands right now
-	target     atomic.Pointer[net.Conn]     // of a tunnel
+	running    atomic.Pointer[relay.Tunnel] // while it is one
 	member     atomic.Pointer[pools.Member] // the tunnel's target, where its route has an upstream
 	cut        atomic.Bool                  // ended by us
 	prev, next *conn                        // guarded by Edge.mu
@@ -46,6 +48,7 @@ type conn struct {
 // connection that Serve was called with.
 func (e *Edge) Serve(c net.Conn, port *plan.Port) {
 	k := &conn{c: c, e: e, port: port}
+	k.info.Owner = k
 	k.info.ID = e.nextID.Add(1)
 	k.info.Since = time.Now()
 	e.add(k)
@@ -72,23 +75,27 @@ func (k *conn) serve() {
 
 // serveHTTP1 is kept small: its frame stands under every parked connection.
 func (c *conn) serveHTTP1(first *wire.Buffer) {
-	_ = http1.Serve(c.c, &c.info, first, &http1.Options{
-		Handle: c.handle, Settings: c.settings, Draining: c.e.draining.Load, Refuse: c.refuseHead,
-	})
+	_ = http1.Serve(c.c, &c.info, first, c.e.h1)
 }
-
-func (c *conn) settings() http1.Settings { return c.e.snap.Load().h1 }
 
 // openings hold what a client says before it is known what it speaks.
 var openings = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
+
+// forget gives the memory of the first bytes back: when the opening is over, or when a tunnel has passed them on.
+func (c *conn) forget() {
+	if c.first != nil {
+		openings.Put(c.first)
+		c.first = nil
+	}
+}
 
 // open does everything up to the protocol: PROXY header, per-IP gate, sniffing, and the connection stage. It returns
 // what an HTTP/1 client has said so far, or nil when the connection is over.
 func (c *conn) open() *wire.Buffer {
 	s := c.e.snap.Load()
-	p := openings.Get().(*[]byte)
-	defer openings.Put(p)
-	have := (*p)[:0]
+	c.first, _ = openings.Get().(*[]byte)
+	defer c.forget()
+	have := (*c.first)[:0]
 	if c.port.Proxy != nil {
 		var ok bool
 		if have, ok = c.readProxy(have, &s.plan.Settings); !ok {
@@ -102,13 +109,14 @@ func (c *conn) open() *wire.Buffer {
 	tp := c.portOf(s)
 	if tp.TunnelOnly() && len(have) == 0 {
 		if rule := tp.FirstSpeaker(c.info.Client.Addr()); rule != nil {
+			c.forget()
 			c.tunnel(s, rule, nil, nil)
 			return nil
 		}
 	}
 	res, err := sniff.Read(c.c, have, c.patience(tp, &s.plan.Settings.Timeouts))
-	if cap(res.Bytes) > cap(*p) && cap(res.Bytes) <= 64<<10 {
-		*p = res.Bytes[:0] // grown: keep the larger one
+	if cap(res.Bytes) > cap(*c.first) && cap(res.Bytes) <= 16<<10 {
+		*c.first = res.Bytes[:0] // grown: keep the larger one
 	}
 	if len(res.Bytes) == 0 && err != nil && !isTimeout(err) {
 		return nil // came and went without a word

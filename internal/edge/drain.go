@@ -148,14 +148,15 @@ func (c *conn) end() {
 	c.shut()
 }
 
-// shut ends the connection under its user: waits of our side end by a past deadline, the peer sees a FIN, and an
-// exchange that waits for its target sees a client that hung up, and gives the target up.
+// shut ends the connection under its user: a tunnel is cut, any other wait of our side ends by a past deadline, the
+// peer sees a FIN, and an exchange that waits for its target sees a client that hung up, and gives the target up.
 func (c *conn) shut() {
 	c.cut.Store(true)
-	_ = c.c.SetDeadline(time.Unix(1, 0))
-	if t := c.target.Load(); t != nil {
-		_ = (*t).SetDeadline(time.Unix(1, 0))
+	if t := c.running.Load(); t != nil {
+		t.Cut()
+		return
 	}
+	_ = c.c.SetDeadline(time.Unix(1, 0))
 	if t, ok := c.c.(*net.TCPConn); ok {
 		_ = t.CloseWrite()
 		_ = t.CloseRead()

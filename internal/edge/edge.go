@@ -36,6 +36,7 @@ type Options struct {
 // An Edge serves connections by the plan committed last.
 type Edge struct {
 	o      Options
+	h1     *http1.Options // shared by all connections
 	access accessLog
 	hellos hellos
 	failed failures
@@ -63,8 +64,11 @@ type snapshot struct {
 func New(o Options) *Edge {
 	e := &Edge{o: o, quiet: make(chan struct{})}
 	e.access.out = o.Access
+	e.h1 = &http1.Options{Handle: handle, Settings: e.settings, Draining: e.draining.Load, Refuse: refuseHead}
 	return e
 }
+
+func (e *Edge) settings() http1.Settings { return e.snap.Load().h1 }
 
 // step is a prepared snapshot. made are the routes that only it has, gone those that only the old one had.
 type step struct {

@@ -13,7 +13,8 @@ import (
 )
 
 // handle acts out one exchange: which route by the table of this moment, then the route's own doing, then the log.
-func (c *conn) handle(ex *wire.Exchange) {
+func handle(ex *wire.Exchange) {
+	c, _ := ex.Conn.Owner.(*conn) // Serve put it there
 	s, rule, verdict := c.choose(ex)
 	switch {
 	case rule != nil:
@@ -67,7 +68,8 @@ func (c *conn) clientOf(ex *wire.Exchange, s *snapshot) netip.Addr {
 }
 
 // refuseHead counts a request that could not be read; http1 has answered it.
-func (c *conn) refuseHead(_ *wire.ConnInfo, e *wire.ParseError) {
+func refuseHead(info *wire.ConnInfo, e *wire.ParseError) {
+	c, _ := info.Owner.(*conn)
 	why := guard.BadRequest
 	if e.Status == 408 {
 		why = guard.HeaderTimeout

@@ -118,23 +118,21 @@ const dialPatience = 250 * time.Millisecond
 
 // relay moves bytes both ways until both sides are done.
 func (c *conn) relay(live *proxy.Route, target net.Conn, head []byte, log *wire.Record) {
-	c.target.Store(&target)
-	defer c.target.Store(nil)
-	c.info.State.Store(uint32(wire.Tunneling))
-	if c.cut.Load() { // ended while the target was dialled
-		return
+	clocks := &live.Plan.Timeouts
+	t := &relay.Tunnel{
+		Client: relay.End{Conn: c.c, Head: head}, Target: relay.End{Conn: target}, Idle: clocks.Idle,
+		Stall: clocks.BodyStall, Up: live.BytesIn(), Down: live.BytesOut(), Sent: c.forget,
 	}
-	t := relay.Tunnel{
-		Client: relay.End{Conn: c.c, Head: head}, Target: relay.End{Conn: target}, Idle: live.Plan.Timeouts.Idle,
-		Stall: live.Plan.Timeouts.BodyStall, Up: live.BytesIn(), Down: live.BytesOut(),
+	c.info.State.Store(uint32(wire.Tunneling))
+	c.running.Store(t)
+	if c.cut.Load() { // ended while the target was dialled
+		t.Cut()
 	}
 	res := t.Run()
+	c.running.Store(nil)
 	log.In, log.Out = res.Up, res.Down
-	if res.Cause == relay.Idle {
-		log.Reason = "idle"
-	}
-	if c.cut.Load() {
-		log.Reason = "cut"
+	if res.Cause != relay.EOF {
+		log.Reason = res.Cause.String()
 	}
 }
 

@@ -104,7 +104,7 @@ func openFiles() uint64 {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		return 1024
 	}
-	return l.Cur
+	return uint64(max(0, l.Cur)) //nolint:unconvert // the type differs between systems
 }
 
 // now is the time since the guard was made.

@@ -84,7 +84,7 @@ type copying struct {
 func (b *copying) run(p []byte) (n int64, err error) {
 	for {
 		if b.src.Buffered() == 0 {
-			b.allow()
+			b.allow(clock())
 			if err := b.dst.Flush(); err != nil {
 				return n, &SideError{Dest, stalled(err)}
 			}
@@ -93,7 +93,7 @@ func (b *copying) run(p []byte) (n int64, err error) {
 		if err != nil {
 			return n, &SideError{Source, err}
 		}
-		b.allow()
+		b.allow(b.touch())
 		if size > 0 {
 			if _, err := b.dst.Write(p[:size]); err != nil {
 				return n, &SideError{Dest, stalled(err)}
@@ -122,7 +122,6 @@ func (b *copying) read(p []byte) (n int, end bool, err error) {
 		n, err = b.src.Read(p)
 		switch {
 		case err == nil || n > 0 || errors.Is(err, io.EOF):
-			b.touch()
 			return n, errors.Is(err, io.EOF), nil
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return 0, false, err
@@ -142,27 +141,24 @@ func (b *copying) read(p []byte) (n int, end bool, err error) {
 
 func (b *copying) await(d time.Duration) {
 	b.readBy = clock() + d
-	b.src.Deadline(time.Now().Add(d))
+	b.src.Deadline(epoch.Add(b.readBy))
 }
 
-func (b *copying) touch() {
-	if b.act == nil && b.readBy == 0 {
-		return
-	}
-	b.last = clock()
+// touch notes that something was read, and returns when.
+func (b *copying) touch() time.Duration {
+	now := clock()
+	b.last = now
 	if b.act != nil {
-		b.act.at.Store(int64(b.last))
+		b.act.at.Store(int64(now))
 	}
+	return now
 }
 
 // allow gives dst time for the next write.
-func (b *copying) allow() {
-	if b.f.Write <= 0 {
-		return
-	}
-	if now := clock(); b.written == 0 || now-b.written >= coarse {
+func (b *copying) allow(now time.Duration) {
+	if b.f.Write > 0 && (b.written == 0 || now-b.written >= coarse) {
 		b.written = now
-		b.dst.Deadline(time.Now().Add(b.f.Write + coarse))
+		b.dst.Deadline(epoch.Add(now + b.f.Write + coarse))
 	}
 }
 

@@ -200,6 +200,9 @@ type ConnInfo struct {
 	Since      time.Time
 	State      atomic.Uint32 // a ConnState
 
+	// Owner is whoever accepted the connection; nobody else looks at it.
+	Owner any
+
 	// Farewell, while set, is what ends this connection politely from another goroutine instead of a plain close: a
 	// WebSocket says 1001. Whoever upgrades the connection sets it and clears it.
 	Farewell atomic.Pointer[func()]
