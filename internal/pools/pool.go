@@ -26,6 +26,7 @@ type Ask struct {
 	Not           [4]*Member     // tried before; chosen again only when there is nobody else
 	Fresh         bool           // no idle connection, please
 	Connect       time.Duration  // dial timeout; 0 = the upstream's
+	Now           time.Time      // the present moment, where the caller has just asked the clock; else zero
 }
 
 func (a *Ask) tried(m *Member) bool {
@@ -87,7 +88,7 @@ func (p *Pool) open(ask *Ask, s *Stream, key connKey, dial dialFunc) error {
 	if s.Aborted() {
 		return &Error{Kind: "aborted", Upstream: p.name}
 	}
-	now := p.ps.now()
+	now := p.ps.at(ask.Now)
 	p.mu.Lock()
 	m, full := p.pick(ask, now)
 	if m == nil {

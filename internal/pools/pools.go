@@ -89,6 +89,14 @@ func New(o Options) *Pools {
 // now is a monotonic clock in nanoseconds; it is never 0.
 func (ps *Pools) now() int64 { return int64(time.Since(ps.epoch)) + 1 }
 
+// at is now for a moment that was read off the clock already, or now itself for the zero time.
+func (ps *Pools) at(t time.Time) int64 {
+	if t.IsZero() {
+		return ps.now()
+	}
+	return int64(t.Sub(ps.epoch)) + 1
+}
+
 func (ps *Pools) clock(now int64) time.Time { return ps.epoch.Add(time.Duration(now)) }
 
 // Run closes idle connections in time and checks the health of targets. When ctx is done it ends both, closes what is

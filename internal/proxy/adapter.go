@@ -28,7 +28,7 @@ func (d *internal) serve(t *turn) {
 		h = t.r.o.Internal(d.name)
 	}
 	if h == nil {
-		Refuse(t.ex, http.StatusNotFound, "not_found", "no handler of ours is called "+d.name, 0)
+		t.refuse(http.StatusNotFound, "not_found", "no handler of ours is called "+d.name, 0)
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -41,7 +41,7 @@ func (d *internal) serve(t *turn) {
 func handle(t *turn, h http.Handler, ctx context.Context) {
 	req, err := request(t, ctx)
 	if err != nil {
-		Refuse(t.ex, http.StatusBadRequest, "bad_request", err.Error(), 0)
+		t.refuse(http.StatusBadRequest, "bad_request", err.Error(), 0)
 		return
 	}
 	w := &writer{t: t, header: make(http.Header), length: -1}
@@ -298,7 +298,7 @@ func (w *writer) spoil() {
 		w.sink.Reset(io.ErrUnexpectedEOF)
 		return
 	}
-	Refuse(w.t.ex, http.StatusInternalServerError, "internal", "", 0)
+	w.t.refuse(http.StatusInternalServerError, "internal", "", 0)
 }
 
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}

@@ -29,7 +29,7 @@ func newRedirect(a *plan.Redirect) *redirect {
 
 func (d *redirect) serve(t *turn) {
 	if !plainHost(t.ex.Req.Authority) {
-		Refuse(t.ex, http.StatusBadRequest, "bad_request", "the host is no name or address", 0)
+		t.refuse(http.StatusBadRequest, "bad_request", "the host is no name or address", 0)
 		return
 	}
 	if d.tls {
@@ -150,6 +150,5 @@ func (d *block) serve(t *turn) {
 	if status == 0 {
 		status = http.StatusForbidden
 	}
-	Refuse(t.ex, status, "blocked", "", 0)
-	t.r.out.Add(t.ex.Log.Out)
+	t.refuse(status, "blocked", "", 0)
 }

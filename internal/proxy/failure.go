@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"syscall"
 
 	"github.com/quaymaster/quaymaster/internal/pools"
 	"github.com/quaymaster/quaymaster/internal/relay"
@@ -125,6 +126,8 @@ func (t *turn) unread() bool {
 		t.fail(http.StatusRequestTimeout, "body_stall", nil)
 	case errors.As(err, &parse):
 		t.fail(parse.Status, "bad_request", err)
+	case errors.Is(err, syscall.ECONNRESET):
+		t.gone()
 	default:
 		t.fail(http.StatusBadRequest, "client_gone", err)
 	}
@@ -141,8 +144,7 @@ func (t *turn) fail(status int, reason string, err error) {
 	if status == http.StatusServiceUnavailable {
 		retry = 1
 	}
-	Refuse(t.ex, status, reason, detail, retry)
-	t.r.out.Add(t.ex.Log.Out)
+	t.refuse(status, reason, detail, retry)
 }
 
 // gone notes that the client left. The connection is over: there is nobody to answer.

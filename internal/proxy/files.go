@@ -37,17 +37,17 @@ func newFiles(a *plan.Files) *files {
 
 func (d *files) serve(t *turn) {
 	if m := string(t.ex.Req.Method); m != http.MethodGet && m != http.MethodHead {
-		Refuse(t.ex, http.StatusMethodNotAllowed, "method", "", 0)
+		t.refuse(http.StatusMethodNotAllowed, "method", "", 0)
 		return
 	}
 	name, folder, ok := fileName(string(t.ex.Req.Target))
 	if !ok {
-		Refuse(t.ex, http.StatusNotFound, "not_found", "", 0)
+		t.refuse(http.StatusNotFound, "not_found", "", 0)
 		return
 	}
 	root, err := os.OpenRoot(d.root)
 	if err != nil {
-		Refuse(t.ex, http.StatusNotFound, "not_found", err.Error(), 0)
+		t.refuse(http.StatusNotFound, "not_found", err.Error(), 0)
 		return
 	}
 	defer func() { _ = root.Close() }()
@@ -147,11 +147,11 @@ func openRegular(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
 func refuseFile(t *turn, err error) {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		Refuse(t.ex, http.StatusForbidden, "permission", err.Error(), 0)
+		t.refuse(http.StatusForbidden, "permission", err.Error(), 0)
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		Refuse(t.ex, http.StatusServiceUnavailable, "no_fd", err.Error(), 1)
+		t.refuse(http.StatusServiceUnavailable, "no_fd", err.Error(), 1)
 	default: // not there, a file taken for a folder, a link that leads out, a name too long
-		Refuse(t.ex, http.StatusNotFound, "not_found", err.Error(), 0)
+		t.refuse(http.StatusNotFound, "not_found", err.Error(), 0)
 	}
 }
 

@@ -70,10 +70,10 @@ func (f *forward) serve(t *turn) {
 	ex := t.ex
 	switch {
 	case string(ex.Req.Method) == http.MethodConnect:
-		Refuse(ex, http.StatusNotImplemented, "method", "CONNECT is not forwarded", 0)
+		t.refuse(http.StatusNotImplemented, "method", "CONNECT is not forwarded", 0)
 		return
 	case passes(&ex.Req) > maxVia:
-		Refuse(ex, http.StatusLoopDetected, "loop", "the request has passed through here too often: a target leads back to us", 0)
+		t.refuse(http.StatusLoopDetected, "loop", "the request has passed through here too often: a target leads back to us", 0)
 		return
 	}
 	if f.retries.Attempts > 1 {
@@ -108,7 +108,10 @@ func (f *forward) prepare(t *turn) {
 	}
 	t.out.Expect = req.Expect && ex.Body.Len() != 0
 	clocks := &t.r.Plan.Timeouts
-	t.seen.Touch()
+	if ex.Start.IsZero() {
+		ex.Start = time.Now()
+	}
+	t.seen.TouchAt(ex.Start)
 	t.down = relay.Flow{Read: clocks.Idle, Write: clocks.BodyStall, Activity: &t.seen, Count: &t.r.out}
 	t.up.reset()
 	t.up.flow = relay.Flow{Read: clocks.BodyStall, Write: clocks.BodyStall, Activity: &t.seen, Count: &t.r.in}
@@ -123,7 +126,11 @@ func (f *forward) prepare(t *turn) {
 
 // attempt is one try at one target. It reports whether there should be another; if not, an answer was given.
 func (f *forward) attempt(t *turn, try int) (again bool) {
-	start := time.Now()
+	start := t.ex.Start
+	if try > 1 {
+		start = time.Now()
+	}
+	t.ask.Now = start
 	if err := f.open(t); err != nil {
 		t.ex.Log.Dial += time.Since(start)
 		return f.unopened(t, err, try)
@@ -262,13 +269,11 @@ func (f *forward) passOn(t *turn, body wire.Body) {
 	if t.sticky != "" {
 		t.setSticky()
 	}
+	ex.Log.Status, ex.Log.First = in.Status, since(ex.Start)
 	if _, ok := in.Field("Date"); !ok {
-		k := len(ex.Scratch)
-		ex.Scratch = appendDate(ex.Scratch)
-		in.Add(nameDate, ex.Scratch[k:len(ex.Scratch):len(ex.Scratch)])
+		in.Add(nameDate, t.r.o.date.at(ex.Start.Add(ex.Log.First)))
 	}
 	f.response.apply(in, t)
-	ex.Log.Status, ex.Log.First = in.Status, since(ex.Start)
 	n, empty := body.Len(), bodyless(ex.Req.Method, in.Status)
 	if empty {
 		n = in.Length

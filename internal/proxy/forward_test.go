@@ -414,6 +414,10 @@ func TestForwardCutsStalledUploads(t *testing.T) {
 	if rec := h.record(); rec.Reason != "body_stall" {
 		t.Fatalf("record %+v", rec)
 	}
+	begun := time.Now()
+	if _, err := c.r.ReadByte(); err == nil || time.Since(begun) > 5*time.Second {
+		t.Fatal("the connection of a client that stalls is kept")
+	}
 }
 
 func TestForwardCutsSilentStreams(t *testing.T) {

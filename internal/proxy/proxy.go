@@ -33,6 +33,7 @@ type Options struct {
 
 	once    sync.Once
 	metrics *metrics
+	date    date
 }
 
 // A Route is the living side of one plan.Route. Whoever serves an exchange holds its Life meanwhile; when the last
@@ -230,7 +231,7 @@ func (t *turn) admit() bool {
 	}
 	switch n := t.ex.Body.Len(); {
 	case n > most:
-		Refuse(t.ex, http.StatusRequestEntityTooLarge, "body_too_large", "", 0)
+		t.refuse(http.StatusRequestEntityTooLarge, "body_too_large", "", 0)
 		return false
 	case n < 0:
 		t.limit = limited{Body: t.ex.Body, left: most}
@@ -252,7 +253,12 @@ func (t *turn) turnAway(reason guard.Reason, after time.Duration) {
 	if status != http.StatusForbidden {
 		seconds = max(1, int((after+time.Second-1)/time.Second))
 	}
-	Refuse(t.ex, status, string(reason), "", seconds)
+	t.refuse(status, string(reason), "", seconds)
+}
+
+// refuse is Refuse for an exchange of a route, whose bytes count.
+func (t *turn) refuse(status int, reason, detail string, retryAfter int) {
+	Refuse(t.ex, status, reason, detail, retryAfter)
 	t.r.out.Add(t.ex.Log.Out)
 }
 

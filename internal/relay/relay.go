@@ -27,6 +27,9 @@ type Activity struct{ at atomic.Int64 }
 // Touch says that something moves now.
 func (a *Activity) Touch() { a.at.Store(int64(clock())) }
 
+// TouchAt says that something moved at t, which the caller has just read off the clock.
+func (a *Activity) TouchAt(t time.Time) { a.at.Store(int64(t.Sub(epoch))) }
+
 // Quiet is how long nothing has moved.
 func (a *Activity) Quiet() time.Duration { return clock() - time.Duration(a.at.Load()) }
 
