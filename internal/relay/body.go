@@ -189,6 +189,9 @@ func rawBody(dst wire.Sink, src wire.Body, to, from *net.TCPConn, head []byte, l
 	_ = from.SetReadDeadline(time.Time{}) // fails only on a closed connection, as below
 	_ = to.SetWriteDeadline(time.Time{})
 	if err == nil {
+		if body, ok := src.(interface{ Landed() }); ok {
+			body.Landed()
+		}
 		if err = dst.Close(nil); err == nil {
 			return n, nil
 		}

@@ -14,15 +14,16 @@ const direct = 2 << 10
 
 // BodyReader is the Body of an HTTP/1 message. The zero value is an empty body.
 //
-// It has no lock: reading belongs to one goroutine. Done and Deadline may be called from another one meanwhile, and a
-// deadline in the past ends a Read that waits.
+// It has no lock: reading belongs to one goroutine. Done, Handed and Deadline may be called from another one meanwhile,
+// and a deadline in the past ends a Read that waits.
 type BodyReader struct {
 	c      net.Conn
 	buf    *Buffer
 	f      Framing
 	left   int64 // of the body, or of the chunk
 	open   atomic.Bool
-	err    error // found while looking ahead; the next Read says it
+	handed atomic.Bool // Raw gave the rest away, and it is not known to have been read
+	err    error       // found while looking ahead; the next Read says it
 	onRead func() error
 
 	clock *Clock
@@ -43,6 +44,7 @@ func (r *BodyReader) Reset(c net.Conn, buf *Buffer, f Framing, n int64, onRead f
 	r.c, r.buf, r.f, r.left, r.err, r.onRead = c, buf, f, n, nil, onRead
 	r.stall = 0
 	quiet(&r.timed)
+	quiet(&r.handed)
 	r.clock.drop()
 	r.chunks.reset()
 	r.open.Store(f == ByChunks || f == ByClose || f == ByLength && n > 0)
@@ -63,6 +65,10 @@ func (r *BodyReader) Share(k *Clock, stall time.Duration) {
 
 // Done reports whether the body was read to its end, so that buf holds the start of the next message.
 func (r *BodyReader) Done() bool { return !r.open.Load() }
+
+// Handed reports whether Raw handed the rest over and nobody has said since, with Landed or Spoil, what became of it: as
+// long as it does, somebody else reads from the connection, whatever Done says.
+func (r *BodyReader) Handed() bool { return r.handed.Load() }
 
 // Release forgets connection and buffer, so that a pooled reader holds on to neither.
 func (r *BodyReader) Release() {
@@ -184,7 +190,7 @@ func (r *BodyReader) Len() int64 {
 func (r *BodyReader) Trailer() []Field { return r.chunks.trailer.Fields }
 
 // Raw implements Body. The deadline is taken off the connection, for the caller to set. A caller that does not keep
-// its promise says so with Spoil.
+// its promise says so with Spoil, one that has kept it with Landed.
 func (r *BodyReader) Raw() (c *net.TCPConn, head []byte, n int64, ok bool) {
 	c, ok = r.c.(*net.TCPConn)
 	if !ok || !r.open.Load() || r.err != nil || r.f == ByChunks {
@@ -205,15 +211,20 @@ func (r *BodyReader) Raw() (c *net.TCPConn, head []byte, n int64, ok bool) {
 	}
 	r.buf.Discard(len(head))
 	r.left = 0
+	r.handed.Store(true) // before Done is true: whoever asks for both never sees a body that is read by nobody
 	r.open.Store(false)
 	r.clock.Clear()
 	return c, head, n, true
 }
 
+// Landed says that what Raw handed over was read to its end.
+func (r *BodyReader) Landed() { r.handed.Store(false) }
+
 // Spoil says that what Raw handed over was not read to its end: the connection cannot carry another message.
 func (r *BodyReader) Spoil() {
 	r.err = io.ErrUnexpectedEOF
 	r.open.Store(true)
+	r.handed.Store(false)
 }
 
 // Deadline implements Body.

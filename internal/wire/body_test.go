@@ -406,3 +406,25 @@ func TestNoInterruptIsLost(t *testing.T) {
 		_ = there.Close()
 	}
 }
+
+func TestHandedUntilSaidWhatBecameOfIt(t *testing.T) {
+	c, s := pair(t)
+	defer c.Close()
+	defer s.Close()
+	var r BodyReader
+	for name, end := range map[string]func(){"landed": r.Landed, "spoiled": r.Spoil} {
+		b := GetBuffer()
+		r.Reset(s, b, ByLength, 10, nil)
+		if r.Handed() {
+			t.Error("handed before Raw")
+		}
+		if _, _, _, ok := r.Raw(); !ok || !r.Done() || !r.Handed() {
+			t.Errorf("after Raw: %v, done %v, handed %v", ok, r.Done(), r.Handed())
+		}
+		if end(); r.Handed() || r.Done() != (name == "landed") {
+			t.Errorf("%s: handed %v, done %v", name, r.Handed(), r.Done())
+		}
+		r.Release()
+		b.Put()
+	}
+}

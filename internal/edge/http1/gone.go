@@ -94,7 +94,7 @@ func (w *watcher) isStopped() bool {
 
 // awaitBody returns when nobody else reads from the connection: two waits for one socket would block each other.
 func (w *watcher) awaitBody() bool {
-	if w.e.body.Done() {
+	if w.bodyRead() {
 		return true
 	}
 	tick := time.NewTicker(bodyPace)
@@ -104,12 +104,15 @@ func (w *watcher) awaitBody() bool {
 		case <-w.quit:
 			return false
 		case <-tick.C:
-			if w.e.body.Done() {
+			if w.bodyRead() {
 				return true
 			}
 		}
 	}
 }
+
+// bodyRead is false while the kernel still moves a body that was handed over to it.
+func (w *watcher) bodyRead() bool { return w.e.body.Done() && !w.e.body.Handed() }
 
 func (w *watcher) begin() bool {
 	w.mu.Lock()
