@@ -97,7 +97,7 @@ func (e *exchange) act() (again bool, err error) {
 	if err != nil {
 		var p *wire.ParseError
 		if errors.As(err, &p) {
-			k.refuse(p)
+			k.refuse(p, e.Req.Fields)
 		}
 		return false, err
 	}
@@ -204,7 +204,7 @@ func (e *exchange) end() (again bool, err error) {
 	case e.switched:
 		return false, nil
 	case !e.begun:
-		e.k.answer(500, "")
+		e.k.answer(500, "", false)
 		return false, nil
 	case !e.sink.Done():
 		if err := e.sink.Err(); err != nil {

@@ -244,7 +244,7 @@ func TestH01_UnreadableRequestsAreRefusedAndReachNobody(t *testing.T) {
 			if r.StatusCode != c.status || !r.Close || r.Header.Get("Content-Type") != "application/problem+json" {
 				t.Errorf("answer %d %q %v", r.StatusCode, body, r.Header)
 			}
-			if want := fmt.Sprintf(`{"title":%q,"status":%d,`, http.StatusText(c.status), c.status); c.status != 414 && !strings.HasPrefix(body, want) {
+			if want := fmt.Sprintf(`{"type":"about:blank","title":%q,"status":%d,`, http.StatusText(c.status), c.status); c.status != 414 && !strings.HasPrefix(body, want) {
 				t.Errorf("body %s, want %s...", body, want)
 			}
 			_ = k.c.Close()

@@ -1,7 +1,9 @@
 package http1
 
 import (
-	"strconv"
+	"bytes"
+	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/wire"
@@ -20,27 +22,46 @@ const (
 	dateFormat  = "Mon, 02 Jan 2006 15:04:05 GMT"
 )
 
-// refuse answers a request that could not be read; the connection is over.
-func (k *conn) refuse(p *wire.ParseError) {
-	k.answer(p.Status, p.What)
+// refuse answers a request that could not be read; the connection is over. fields are those read before.
+func (k *conn) refuse(p *wire.ParseError, fields []wire.Field) {
+	k.answer(p.Status, p.What, wantsHTML(fields))
 	if k.o.Refuse != nil {
 		k.o.Refuse(k.info, p)
 	}
 	k.linger()
 }
 
-// answer says a status and why, as application/problem+json (RFC 9457), and that the connection is over. detail needs
-// no quoting.
-func (k *conn) answer(status int, detail string) {
-	body := `{"title":"` + wire.StatusText(status) + `","status":` + strconv.Itoa(status)
-	if detail != "" {
-		body += `,"detail":"` + detail + `"`
+// wantsHTML reports whether Accept names HTML and no JSON. What came of a head that is refused does not deserve a closer
+// reading.
+func wantsHTML(fields []wire.Field) bool {
+	for i := range fields {
+		if wire.EqualFold(fields[i].Name, "Accept") {
+			v := bytes.ToLower(fields[i].Value)
+			return bytes.Contains(v, []byte("text/html")) && !bytes.Contains(v, []byte("json"))
+		}
 	}
-	body += "}\n"
+	return false
+}
+
+// answer says a status and why, as application/problem+json (RFC 9457) or as a page, names the request, and says that
+// the connection is over. detail needs no quoting.
+func (k *conn) answer(status int, detail string, html bool) {
+	title, id := wire.StatusText(status), fmt.Sprintf("%016x", rand.Uint64()) //nolint:gosec // an identity, not a secret
+	kind := "application/problem+json"
+	body := fmt.Sprintf(`{"type":"about:blank","title":"%s","status":%d,"detail":"%s","route":"","request_id":"%s"}`, title, status, detail, id)
 	h := wire.Head{Status: status}
+	if html {
+		kind = "text/html; charset=utf-8"
+		body = fmt.Sprintf(`<!doctype html><html lang="en"><head><meta charset="utf-8"><title>%d %s</title></head><body>`+
+			`<h1>%d %s</h1><p>%s</p><p><small>Request <code>%s</code></small></p></body></html>`, status, title, status, title, detail, id)
+		h.Add([]byte("Content-Security-Policy"), []byte("default-src 'none'"))
+	}
+	body += "\n"
 	h.Add([]byte("Date"), time.Now().UTC().AppendFormat(nil, dateFormat))
-	h.Add([]byte("Content-Type"), []byte("application/problem+json"))
+	h.Add([]byte("Content-Type"), []byte(kind))
+	h.Add([]byte("X-Content-Type-Options"), []byte("nosniff"))
 	h.Add([]byte("Cache-Control"), []byte("no-store"))
+	h.Add([]byte("X-Request-Id"), []byte(id))
 	var w wire.BodyWriter
 	w.Start(k.c, wire.AppendResponse(nil, &h, wire.ByLength, int64(len(body)), true), wire.ByLength, int64(len(body)))
 	w.Share(&k.write, 0)
