@@ -122,6 +122,9 @@ func (d *Daemon) Run(ctx context.Context) int {
 	return d.stop()
 }
 
+// maxSocket is what the path of a unix socket may have, in bytes, on any system (sun_path).
+const maxSocket = 104
+
 // start builds and starts everything, from the floor up; each thing that must be ended is pushed on the undo stack.
 func (d *Daemon) start(ctx context.Context) int {
 	first, err := control.Load(nil, d.o.Config, nil)
@@ -134,6 +137,11 @@ func (d *Daemon) start(ctx context.Context) int {
 	d.admin = set.Admin
 	if d.o.Socket != "" {
 		d.admin.Socket = d.o.Socket
+		if n := len(d.o.Socket); n > maxSocket {
+			return d.fail(config.Errors{{
+				Message: fmt.Sprintf("the path that --socket names has %d bytes, more than %d", n, maxSocket), Remedy: "choose a shorter one, such as /run/x.sock",
+			}})
+		}
 	}
 	if d.state, err = state.Open(set.StateDir); err != nil {
 		return d.fail(err)
@@ -198,6 +206,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Log: part("edge"), Guard: d.guard, Pools: d.pools, Access: &d.access,
 		Proxy: &proxy.Options{
 			Log: part("proxy"), Pools: d.pools, Guard: d.guard, Registry: d.metrics, Internal: d.internal,
+			Settings: func() *plan.Settings { return &d.loop.Now().Plan.Settings },
 		},
 	})
 	d.ports = ports.New(ports.Options{
