@@ -162,6 +162,7 @@ func (d *Daemon) start(ctx context.Context) int {
 		return d.fail(err)
 	}
 	d.work(run, "guard", d.guard.Run)
+	d.work(run, "memory", d.tidy)
 	d.work(run, "pools", d.pools.Run)
 	d.work(run, "ports", d.ports.Run)
 	if err := d.loop.Start(ctx, first); err != nil {

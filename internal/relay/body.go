@@ -14,8 +14,8 @@ import (
 
 const (
 	// spliceFrom is how much must be to come before a body is handed over to the kernel.
-	spliceFrom = 64 << 10
-	bodyChunk  = 32 << 10
+	spliceFrom = 256 << 10
+	bodyChunk  = 64 << 10
 	// coarse is how often a receiver's deadline moves at most.
 	coarse = time.Second
 )
