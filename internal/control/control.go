@@ -109,6 +109,11 @@ type ReloadOptions struct {
 func (l *Loop) Reload(ctx context.Context, o ReloadOptions) (Result, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.reload(ctx, o)
+}
+
+// reload is Reload with mu held.
+func (l *Loop) reload(ctx context.Context, o ReloadOptions) (Result, error) {
 	if err := l.closed(); err != nil {
 		return Result{}, err
 	}

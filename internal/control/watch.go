@@ -38,7 +38,7 @@ func (l *Loop) Watch(ctx context.Context) error {
 	seen := revision(l.Now().sources, nil) // not the files of now: what changed since the start counts
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
-	settle := time.NewTimer(0) // what changed before the folders were watched is no event
+	settle := time.NewTimer(quiet) // what changed before the folders were watched is no event
 	defer settle.Stop()
 	var first time.Time // of the burst under way
 	for {
@@ -67,11 +67,18 @@ func (l *Loop) Watch(ctx context.Context) error {
 				continue
 			}
 			seen = now
-			// A reload that was asked for may have been first; another one would confirm it.
-			if in := l.Now(); in.Error != "" || revision(in.sources, nil) != now {
-				_, _ = l.Reload(ctx, ReloadOptions{}) // logged and kept for status by Reload
-			}
+			l.catchUp(ctx, now)
 		}
+	}
+}
+
+// catchUp reloads unless the files of that fingerprint are in force already: a reload that was asked for may have been
+// first, and another one would confirm it.
+func (l *Loop) catchUp(ctx context.Context, now string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if in := l.Now(); in.Error != "" || revision(in.sources, nil) != now {
+		_, _ = l.reload(ctx, ReloadOptions{}) // logged and kept for status
 	}
 }
 
