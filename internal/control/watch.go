@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -55,7 +56,7 @@ func (l *Loop) Watch(ctx context.Context) error {
 			l.o.Log.Warn("watching the configuration", "err", err)
 		case <-tick.C:
 			// Half a file may be there: what differs waits for quiet like any other write.
-			if first.IsZero() && l.fingerprint() != seen {
+			if now := l.fingerprint(); first.IsZero() && now != seen && now != "" {
 				first = time.Now()
 				settle.Reset(quiet)
 			}
@@ -63,7 +64,7 @@ func (l *Loop) Watch(ctx context.Context) error {
 			first = time.Time{}
 			settle.Reset(time.Hour)
 			now := l.fingerprint()
-			if now == seen {
+			if now == seen || now == "" {
 				continue
 			}
 			seen = now
@@ -82,7 +83,8 @@ func (l *Loop) catchUp(ctx context.Context, now string) {
 	}
 }
 
-// fingerprint changes when the bytes of a file do. A file that cannot be read is part of it.
+// fingerprint changes when the bytes of a file do. A file that cannot be read is part of it. It is empty while every
+// file is: somebody has truncated one and will go on writing.
 func (l *Loop) fingerprint() string {
 	files, err := config.FindFiles(l.o.Config)
 	if err != nil {
@@ -92,7 +94,12 @@ func (l *Loop) fingerprint() string {
 	if err != nil {
 		return err.Error()
 	}
-	return revision(sources, nil)
+	for _, s := range sources {
+		if len(bytes.TrimSpace(s.Bytes)) > 0 {
+			return revision(sources, nil)
+		}
+	}
+	return ""
 }
 
 // revision names the bytes of a configuration. No API layer and an empty one are the same.

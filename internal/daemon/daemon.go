@@ -148,11 +148,16 @@ func (d *Daemon) start(ctx context.Context) int {
 	}
 	d.undo.push("state", func(context.Context) { _ = d.state.Close() })
 	layer, err := d.readLayer()
-	if err == nil && layer != nil {
-		first, err = control.Load(nil, d.o.Config, layer)
-	}
 	if err != nil {
 		return d.fail(err)
+	}
+	if layer != nil {
+		if with, err := control.Load(nil, d.o.Config, layer); err == nil {
+			first = with
+		} else {
+			layer = nil
+			d.setAside(err)
+		}
 	}
 	run, over := context.WithCancel(context.Background())
 	d.life = run
@@ -241,7 +246,7 @@ func (d *Daemon) event(kind, object, message string) {
 // layerFile holds the API's part of the configuration.
 const layerFile = "api.json"
 
-// readLayer returns nil when there is none.
+// readLayer returns nil when there is none that can be read.
 func (d *Daemon) readLayer() (*config.Layer, error) {
 	data, err := d.state.Read(layerFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -252,11 +257,26 @@ func (d *Daemon) readLayer() (*config.Layer, error) {
 	}
 	layer := &config.Layer{}
 	if err := json.Unmarshal(data, layer); err != nil {
-		d.log.Error("routes set by API are left out: their file cannot be read; remove it or mend it, then start again",
-			"path", d.state.Path()+"/"+layerFile, "err", err)
+		d.setAside(err)
 		return nil, nil
 	}
 	return layer, nil
+}
+
+// setAside keeps an API layer that does not fit under another name, so that the next edit does not overwrite it. The
+// files are served all the same: a machine that was restarted at night shall serve what it can.
+func (d *Daemon) setAside(why error) {
+	const aside = "api-refused.json"
+	data, err := d.state.Read(layerFile)
+	if err == nil {
+		err = d.state.Write(aside, data)
+	}
+	if err != nil {
+		d.log.Error("api layer", "err", err)
+	}
+	d.log.Error("routes set by API are left out; mend the file or the configuration and set them again",
+		"path", d.state.Path()+"/"+aside, "err", why)
+	d.event("config.refused", layerFile, why.Error())
 }
 
 func (d *Daemon) saveLayer(l *config.Layer) error {
@@ -281,10 +301,13 @@ func (d *Daemon) fail(err error) int {
 	return ExitFailed
 }
 
-// Reload reads the files again. The result is logged.
+// Reload reads the files again and opens the access log anew. The results are logged.
 func (d *Daemon) Reload() {
-	if d.phase.Load().name == "serving" {
+	phase := d.phase.Load().name
+	if phase == "serving" {
 		_, _ = d.loop.Reload(context.Background(), control.ReloadOptions{}) // logged and kept for status by the loop
+	}
+	if phase != "starting" {
 		if err := d.access.reopen(); err != nil {
 			d.log.Error("access log", "err", err)
 		}

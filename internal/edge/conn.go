@@ -1,7 +1,6 @@
 package edge
 
 import (
-	"context"
 	"encoding/hex"
 	"errors"
 	"net"
@@ -107,12 +106,16 @@ func (c *conn) open() *wire.Buffer {
 		return nil
 	}
 	tp := c.portOf(s)
-	if tp.TunnelOnly() && len(have) == 0 {
-		if rule := tp.FirstSpeaker(c.info.Client.Addr()); rule != nil {
-			c.forget()
-			c.tunnel(s, rule, nil, nil)
+	for tp.TunnelOnly() && len(have) == 0 {
+		rule := tp.FirstSpeaker(c.info.Client.Addr())
+		if rule == nil {
+			break
+		}
+		if c.tunnel(s, rule, nil, nil) {
 			return nil
 		}
+		s = c.e.snap.Load()
+		tp = c.portOf(s)
 	}
 	res, err := sniff.Read(c.c, have, c.patience(tp, &s.plan.Settings.Timeouts))
 	if cap(res.Bytes) > cap(*c.first) && cap(res.Bytes) <= 16<<10 {
@@ -121,21 +124,30 @@ func (c *conn) open() *wire.Buffer {
 	if len(res.Bytes) == 0 && err != nil && !isTimeout(err) {
 		return nil // came and went without a word
 	}
-	switch res.Kind {
-	case sniff.HTTP1:
-		if !tp.HasHTTP() {
-			c.unknown(&res)
+	for {
+		s = c.e.snap.Load() // the plan of now: saying hello may have taken seconds
+		tp = c.portOf(s)
+		if res.Kind == sniff.HTTP1 && tp.HasHTTP() {
+			b := wire.GetBuffer()
+			b.Append(res.Bytes)
+			return b
+		}
+		if c.dispatch(s, tp, &res, err) {
 			return nil
 		}
-		b := wire.GetBuffer()
-		b.Append(res.Bytes)
-		return b
-	case sniff.TLS:
-		c.serveTLS(s, tp, &res)
-	default:
-		c.serveOther(s, tp, &res, err)
 	}
-	return nil
+}
+
+// dispatch serves or refuses what is no HTTP. It reports false when the route ended in between: then look again.
+func (c *conn) dispatch(s *snapshot, tp *route.Port, res *sniff.Result, err error) bool {
+	switch res.Kind {
+	case sniff.HTTP1:
+		c.unknown(res)
+		return true
+	case sniff.TLS:
+		return c.serveTLS(s, tp, res)
+	}
+	return c.serveOther(s, tp, res, err)
 }
 
 // patience is how long the client may take to say what it speaks. On a port that also has a route for silent clients
@@ -147,6 +159,9 @@ func (c *conn) patience(tp *route.Port, t *plan.Timeouts) sniff.Options {
 	}
 	if tp.HasTCP() {
 		o.Silence = t.Sniff
+	}
+	if c.e.draining.Load() {
+		o.Silence = min(o.Silence, lastByte)
 	}
 	return o
 }
@@ -212,8 +227,8 @@ func (c *conn) reject(why guard.Reason, detail string) {
 	c.e.o.Guard.Reject(why, c.info.Client.Addr(), c.port.Addr.String(), detail)
 }
 
-// serveTLS finds the route for a ClientHello and tunnels it untouched.
-func (c *conn) serveTLS(s *snapshot, tp *route.Port, res *sniff.Result) {
+// serveTLS finds the route for a ClientHello and tunnels it untouched; false as in dispatch.
+func (c *conn) serveTLS(s *snapshot, tp *route.Port, res *sniff.Result) bool {
 	q := route.ConnQuery{Kind: route.ConnTLS, Name: res.Hello.Name, ALPN: res.Hello.ALPN, Client: c.info.Client.Addr()}
 	rule := tp.Conn(&q)
 	switch {
@@ -224,14 +239,15 @@ func (c *conn) serveTLS(s *snapshot, tp *route.Port, res *sniff.Result) {
 	default:
 		if _, blocked := rule.Route.Action.(plan.Block); blocked {
 			c.alert(sniff.AccessDenied, guard.Denied, res.Hello.Name)
-			return
+			break
 		}
-		c.tunnel(s, rule, res.Bytes, &res.Hello)
+		return c.tunnel(s, rule, res.Bytes, &res.Hello)
 	}
+	return true
 }
 
-// serveOther serves what is neither HTTP/1 nor TLS, or nothing at all.
-func (c *conn) serveOther(s *snapshot, tp *route.Port, res *sniff.Result, err error) {
+// serveOther serves what is neither HTTP/1 nor TLS, or nothing at all; false as in dispatch.
+func (c *conn) serveOther(s *snapshot, tp *route.Port, res *sniff.Result, err error) bool {
 	q := route.ConnQuery{Kind: route.ConnOther, Client: c.info.Client.Addr()}
 	switch res.Kind {
 	case sniff.SSH:
@@ -240,26 +256,28 @@ func (c *conn) serveOther(s *snapshot, tp *route.Port, res *sniff.Result, err er
 		q.Kind = route.ConnSilent
 	case sniff.Broken:
 		c.broken(res, err)
-		return
+		return true
 	}
 	rule := tp.Conn(&q)
-	if rule != nil {
+	switch {
+	case rule != nil:
 		if _, blocked := rule.Route.Action.(plan.Block); !blocked {
-			c.tunnel(s, rule, res.Bytes, nil)
-			return
+			return c.tunnel(s, rule, res.Bytes, nil)
 		}
 		c.reject(guard.Denied, rule.Route.Name)
-		return
-	}
-	if res.Kind == sniff.Silent {
+	case res.Kind == sniff.Silent:
 		c.silent(tp)
-		return
+	default:
+		c.unknown(res)
 	}
-	c.unknown(res)
+	return true
 }
 
 // silent ends a connection that said nothing in time.
 func (c *conn) silent(tp *route.Port) {
+	if c.e.draining.Load() {
+		return // nothing was asked for: nothing is refused
+	}
 	if tp.HasHTTP() {
 		c.reject(guard.HeaderTimeout, "")
 		return
@@ -338,6 +356,3 @@ func (c *conn) describe() Connection {
 	}
 	return d
 }
-
-// background is what dials of a connection's goroutine run under; ends are by deadline and by c.cut.
-var background = context.Background()

@@ -2,7 +2,6 @@ package edge
 
 import (
 	"context"
-	"net"
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
@@ -28,7 +27,8 @@ func (e *Edge) Drain(ctx context.Context) (cut int) {
 	}
 	began := e.count
 	for c := e.first; c != nil; c = c.next {
-		if wire.ConnState(c.info.State.Load()) == wire.Idle {
+		// One that has not said a word is as idle as one between requests; its first byte sets the deadline anew.
+		if s := wire.ConnState(c.info.State.Load()); s == wire.Idle || s == wire.Opening {
 			_ = c.c.SetReadDeadline(time.Now().Add(lastByte))
 		}
 	}
@@ -80,6 +80,7 @@ func (e *Edge) cutAll() int {
 		c.shut()
 	}
 	e.mu.Unlock()
+	e.abandon()
 	<-e.quiet
 	return n
 }
@@ -109,6 +110,27 @@ func (e *Edge) depart(gone []*proxy.Route, next *plan.Plan) {
 	}
 	if len(drained) > 0 && !e.draining.Load() {
 		e.endLater(drained, next.Settings.DrainTimeout)
+	}
+}
+
+// overtaken does for one connection what depart did for all, when it came to stand on r by the plan of s (nil: of an
+// earlier one) after that plan had gone and depart had passed.
+func (e *Edge) overtaken(c *conn, r *proxy.Route, s *snapshot) {
+	now := e.snap.Load()
+	if now == s {
+		return
+	}
+	m := c.member.Load()
+	if now.plan.Route(r.Plan.Name) != nil && (m == nil || !m.Retired()) {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case r.Plan.OnRemove == plan.CloseOnRemove:
+		c.end()
+	case !e.draining.Load():
+		e.endLater([]stand{{c, r}}, now.plan.Settings.DrainTimeout)
 	}
 }
 
@@ -157,7 +179,10 @@ func (c *conn) shut() {
 		return
 	}
 	_ = c.c.SetDeadline(time.Unix(1, 0))
-	if t, ok := c.c.(*net.TCPConn); ok {
+	if t, ok := c.c.(interface {
+		CloseRead() error
+		CloseWrite() error
+	}); ok {
 		_ = t.CloseWrite()
 		_ = t.CloseRead()
 	}

@@ -44,6 +44,8 @@ type Edge struct {
 	nextID atomic.Uint64
 
 	draining atomic.Bool
+	dialling context.Context // what targets of tunnels are dialled under; abandon ends it
+	abandon  context.CancelFunc
 
 	mu     sync.Mutex // guards what follows
 	first  *conn      // of the list of connections
@@ -64,6 +66,7 @@ type snapshot struct {
 func New(o Options) *Edge {
 	e := &Edge{o: o, quiet: make(chan struct{})}
 	e.access.out = o.Access
+	e.dialling, e.abandon = context.WithCancel(context.Background())
 	e.h1 = &http1.Options{Handle: handle, Settings: e.settings, Draining: e.draining.Load, Refuse: refuseHead}
 	return e
 }

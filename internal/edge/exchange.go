@@ -20,6 +20,7 @@ func handle(ex *wire.Exchange) {
 	case rule != nil:
 		live := s.routes[rule.Index]
 		c.route.Store(live)
+		c.e.overtaken(c, live, s)
 		live.Serve(ex)
 		c.route.Store(nil)
 		live.Life.Drop()
@@ -67,14 +68,24 @@ func (c *conn) clientOf(ex *wire.Exchange, s *snapshot) netip.Addr {
 	return a
 }
 
-// refuseHead counts a request that could not be read; http1 has answered it.
-func refuseHead(info *wire.ConnInfo, e *wire.ParseError) {
+// refuseHead counts and logs a request that could not be read; http1 has answered it.
+func refuseHead(info *wire.ConnInfo, e *wire.ParseError, id string) {
 	c, _ := info.Owner.(*conn)
 	why := guard.BadRequest
 	if e.Status == 408 {
 		why = guard.HeaderTimeout
 	}
 	c.reject(why, e.What)
+	log := wire.Record{ID: []byte(id), Status: e.Status, Reason: string(why), Detail: e.What}
+	c.write(c.e.snap.Load(), &entry{start: time.Now(), client: info.Client.Addr(), kind: "http", Record: &log})
+}
+
+// write remembers an entry that tells of a failure, and logs any.
+func (c *conn) write(s *snapshot, e *entry) {
+	if e.Reason != "" && len(e.ID) > 0 {
+		c.e.failed.keep(e)
+	}
+	c.e.access.write(&s.plan.Settings.AccessLog, e)
 }
 
 func (c *conn) logExchange(s *snapshot, ex *wire.Exchange) {
@@ -86,8 +97,5 @@ func (c *conn) logExchange(s *snapshot, ex *wire.Exchange) {
 	if ex.Req.Minor == 0 {
 		e.proto = "HTTP/1.0"
 	}
-	if ex.Log.Reason != "" {
-		c.e.failed.keep(&e)
-	}
-	c.e.access.write(&s.plan.Settings.AccessLog, &e)
+	c.write(s, &e)
 }

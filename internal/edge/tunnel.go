@@ -18,29 +18,29 @@ import (
 )
 
 // tunnel relays the connection to a target of the rule's route. head is what the client has said already; hello is
-// its ClientHello, nil when it speaks no TLS.
-func (c *conn) tunnel(s *snapshot, rule *route.Rule, head []byte, hello *sniff.Hello) {
+// its ClientHello, nil when it speaks no TLS. It reports false, having done nothing, when the route has ended since s.
+func (c *conn) tunnel(s *snapshot, rule *route.Rule, head []byte, hello *sniff.Hello) bool {
 	live := s.routes[rule.Index]
 	if !live.Life.Hold() {
-		c.reject(guard.NoRoute, "the route was removed while the connection came in")
-		return
+		return false
 	}
 	defer live.Life.Drop()
 	if hello != nil {
 		if !c.e.hellos.add(hello.Random) {
 			c.alert(sniff.InternalError, guard.Loop, "the same ClientHello is already on its way through us: the target leads back here")
-			return
+			return true
 		}
 		defer c.e.hellos.remove(hello.Random)
 	}
 	why, _, ok := live.Gate.Enter(c.info.Client.Addr(), nil)
 	if !ok {
 		c.turnAway(hello, sniff.AccessDenied, why, rule.Route.Name)
-		return
+		return true
 	}
 	defer live.Gate.Leave()
 	c.route.Store(live)
 	defer c.route.Store(nil)
+	c.e.overtaken(c, live, s)
 
 	log := wire.Record{Route: rule.Route.Name}
 	start := time.Now()
@@ -61,12 +61,13 @@ func (c *conn) tunnel(s *snapshot, rule *route.Rule, head []byte, hello *sniff.H
 	c.e.access.write(&s.plan.Settings.AccessLog, &entry{
 		start: start, took: time.Since(start), client: c.info.Client.Addr(), kind: "tunnel", host: []byte(name), Record: &log,
 	})
+	return true
 }
 
 // dial opens the target's connection: of the route's upstream, or of the name the client asked for. done gives the
 // member back and says whether it did well.
 func (c *conn) dial(live *proxy.Route, hello *sniff.Hello, log *wire.Record) (net.Conn, func(bool), error) {
-	ctx, stop := context.WithTimeout(background, live.Plan.Timeouts.Connect)
+	ctx, stop := context.WithTimeout(c.e.dialling, live.Plan.Timeouts.Connect)
 	defer stop()
 	defer c.watchDial(stop)()
 	switch a := live.Plan.Action.(type) {
@@ -77,6 +78,7 @@ func (c *conn) dial(live *proxy.Route, hello *sniff.Hello, log *wire.Record) (ne
 			return nil, nil, err
 		}
 		c.member.Store(m)
+		c.e.overtaken(c, live, nil)
 		log.Upstream, log.Target = a.Upstream, m.Target()
 		return conn, m.Release, nil
 	case plan.ByName:

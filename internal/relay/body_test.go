@@ -281,7 +281,7 @@ func TestDeadlineFromOutsideEndsBody(t *testing.T) {
 }
 
 func TestBodyLeavesNoDeadline(t *testing.T) {
-	const size = 200 << 10
+	const size = spliceFrom + 8<<10
 	h := newHop(t, wire.ByLength, size, wire.ByLength, "")
 	done := make(chan error, 1)
 	go func() {

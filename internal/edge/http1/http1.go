@@ -32,8 +32,9 @@ type Options struct {
 	Settings func() Settings
 	// Draining makes answers carry Connection: close, and connections end after a second without a byte. nil: never.
 	Draining func() bool
-	// Refuse is told about a request that could not be read; it has been answered already. nil: nobody is told.
-	Refuse func(info *wire.ConnInfo, e *wire.ParseError)
+	// Refuse is told about a request that could not be read, and the id that its answer names; it has been answered
+	// already. nil: nobody is told.
+	Refuse func(info *wire.ConnInfo, e *wire.ParseError, id string)
 }
 
 const (

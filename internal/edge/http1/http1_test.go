@@ -64,7 +64,7 @@ func serve(t testing.TB, o Options) *session {
 	if o.Settings == nil {
 		o.Settings = settings
 	}
-	o.Refuse = func(_ *wire.ConnInfo, e *wire.ParseError) { k.refused.Store(e) }
+	o.Refuse = func(_ *wire.ConnInfo, e *wire.ParseError, _ string) { k.refused.Store(e) }
 	go func() {
 		defer close(k.over)
 		k.err = Serve(k.s, &k.info, nil, &o)

@@ -24,9 +24,9 @@ const (
 
 // refuse answers a request that could not be read; the connection is over. fields are those read before.
 func (k *conn) refuse(p *wire.ParseError, fields []wire.Field) {
-	k.answer(p.Status, p.What, wantsHTML(fields))
+	id := k.answer(p.Status, p.What, wantsHTML(fields))
 	if k.o.Refuse != nil {
-		k.o.Refuse(k.info, p)
+		k.o.Refuse(k.info, p, id)
 	}
 	k.linger()
 }
@@ -45,8 +45,9 @@ func wantsHTML(fields []wire.Field) bool {
 
 // answer says a status and why, as application/problem+json (RFC 9457) or as a page, names the request, and says that
 // the connection is over. detail needs no quoting.
-func (k *conn) answer(status int, detail string, html bool) {
-	title, id := wire.StatusText(status), fmt.Sprintf("%016x", rand.Uint64()) //nolint:gosec // an identity, not a secret
+func (k *conn) answer(status int, detail string, html bool) (id string) {
+	title := wire.StatusText(status)
+	id = fmt.Sprintf("%016x", rand.Uint64()) //nolint:gosec // an identity, not a secret
 	kind := "application/problem+json"
 	body := fmt.Sprintf(`{"type":"about:blank","title":"%s","status":%d,"detail":"%s","route":"","request_id":"%s"}`, title, status, detail, id)
 	h := wire.Head{Status: status}
@@ -69,6 +70,7 @@ func (k *conn) answer(status int, detail string, html bool) {
 	_, _ = w.Write([]byte(body))
 	_ = w.Close(nil) // the connection ends either way
 	w.Release()
+	return id
 }
 
 // linger lets the last answer reach a client that is still sending: closing a socket with unread bytes resets it, and
