@@ -87,14 +87,6 @@ func (s *spool) all() []string {
 	return out
 }
 
-func (s *spool) last() string {
-	all := s.all()
-	if len(all) == 0 {
-		return ""
-	}
-	return all[len(all)-1]
-}
-
 // forget drops what came so far on connections that may still live.
 func (s *spool) forget() {
 	s.mu.Lock()
