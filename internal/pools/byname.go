@@ -108,9 +108,6 @@ func (ps *Pools) DialName(ctx context.Context, host string, port uint16) (net.Co
 		e := ps.named.dialError(nil, key, err, errors.Is(ctx.Err(), context.Canceled))
 		return nil, key.name, e
 	}
-	if tc, ok := nc.(*net.TCPConn); ok {
-		_ = tc.SetKeepAliveConfig(keepAlive()) // a failure costs only the notice of a dead peer
-	}
 	return nc, key.name, nil
 }
 

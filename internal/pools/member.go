@@ -92,12 +92,8 @@ func (m *Member) address(key connKey) (network, address string) {
 	return "tcp", net.JoinHostPort(m.target.Host, strconv.Itoa(int(port)))
 }
 
-// keepAlive finds dead peers of long-lived connections within about three minutes.
-func keepAlive() net.KeepAliveConfig {
-	return net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 30 * time.Second, Count: 4}
-}
-
-// dialTarget opens a connection to a configured target. Pooled connections are short of idle time: no keep-alive.
+// dialTarget opens a connection to a configured target, without keep-alive: pooled connections are short of idle time,
+// and who takes one for a tunnel knows how long that may be silent.
 func dialTarget(ctx context.Context, m *Member, key connKey) (net.Conn, error) {
 	network, address := m.address(key)
 	d := net.Dialer{KeepAlive: -1}

@@ -241,9 +241,6 @@ func (p *Pool) Dial(ctx context.Context, ask *Ask) (net.Conn, *Member, error) {
 	}
 	nc, m, hello := s.c.nc, s.m, s.c.hello
 	p.ps.gone() // it is no pooled connection any more
-	if tc, ok := nc.(*net.TCPConn); ok {
-		_ = tc.SetKeepAliveConfig(keepAlive()) // a failure costs only the notice of a dead peer
-	}
 	if len(hello) == 0 {
 		return nc, m, nil
 	}

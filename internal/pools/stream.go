@@ -217,7 +217,7 @@ func (s *Stream) Switch() (wire.Body, wire.Sink) {
 	c := s.c
 	s.switched = true
 	if tc, ok := c.nc.(*net.TCPConn); ok {
-		_ = tc.SetKeepAliveConfig(keepAlive()) // lets a connection of a dead peer end; a failure costs only that
+		_ = tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // lets a connection of a dead peer end; a failure costs only that
 	}
 	c.expect(wire.ByClose, -1)
 	c.sink.Start(c.nc, nil, wire.ByClose, -1)
