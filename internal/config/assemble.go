@@ -39,6 +39,7 @@ func (l *load) assemble() *plan.Plan {
 		}
 	}
 	for _, u := range upstreams {
+		l.breathe()
 		p.Upstreams = append(p.Upstreams, l.sameUpstream(u))
 	}
 	slices.SortFunc(p.Routes, func(a, b *plan.Route) int {
@@ -337,11 +338,12 @@ func (l *load) order(routes []*ref) {
 	const gap = 1 << 20
 	was := make([]int, len(routes))
 	for i, r := range routes {
+		l.breathe()
 		if was[i] = r.route.Order; was[i] == 0 && l.routes[r.name] != nil {
 			was[i] = l.routes[r.name].Order
 		}
 	}
-	now := renumber(was, gap)
+	now := l.renumber(was, gap)
 	for i, r := range routes {
 		l.breathe()
 		old := l.routes[r.name]
@@ -363,8 +365,8 @@ func (l *load) order(routes []*ref) {
 
 // renumber keeps the longest rising run of the old numbers (0 is none) and fits the others in between; where there is no
 // room it starts from the beginning.
-func renumber(was []int, gap int) []int {
-	keep := rising(was)
+func (l *load) renumber(was []int, gap int) []int {
+	keep := l.rising(was)
 	now := make([]int, len(was))
 	last, from := 0, 0 // the number before the open places, and where they begin
 	for i := 0; i <= len(was); i++ {
@@ -378,7 +380,7 @@ func renumber(was []int, gap int) []int {
 		}
 		step := (next - last) / (open + 1)
 		if step == 0 {
-			return renumber(make([]int, len(was)), gap)
+			return l.renumber(make([]int, len(was)), gap)
 		}
 		for j := range open {
 			now[from+j] = last + (j+1)*step
@@ -392,10 +394,11 @@ func renumber(was []int, gap int) []int {
 }
 
 // rising marks a longest strictly rising run of the numbers above 0.
-func rising(was []int) []bool {
+func (l *load) rising(was []int) []bool {
 	var tails, before []int // tails[k]: where a run of k+1 ends lowest
 	before = make([]int, len(was))
 	for i, w := range was {
+		l.breathe()
 		if w <= 0 {
 			continue
 		}

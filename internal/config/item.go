@@ -132,6 +132,7 @@ func ParseRoute(name string, body []byte) (json.RawMessage, error) {
 	body = plainJSON(body)
 	l := NewLoader()
 	ld := l.begin()
+	defer ld.breath.End()
 	l.scope = scope{timeouts: ld.file.Timeouts}
 	ld.addLayer(&Layer{Routes: map[string]json.RawMessage{name: body}})
 	if len(ld.errs) > 0 {

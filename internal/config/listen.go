@@ -44,13 +44,17 @@ func (l *load) listen(p *plan.Plan, routes []*ref) {
 	for _, ln := range byAddr {
 		list = append(list, ln)
 	}
-	slices.SortFunc(list, func(a, b *listener) int { return a.addr.Compare(b.addr) })
+	slices.SortFunc(list, func(a, b *listener) int {
+		l.breathe()
+		return a.addr.Compare(b.addr)
+	})
 	if len(list) > maxRange {
 		ln := list[maxRange]
 		l.errs = append(l.errs, l.at(ln.ref, ln.at, "write fewer", "the configuration wants %d ports, more than %d", len(list), maxRange))
 	}
 	list = l.swallow(byAddr, list)
 	for _, ln := range list {
+		l.breathe()
 		p.Ports = append(p.Ports, l.port(ln))
 		p.Where["port/"+ln.addr.String()] = ln.ref.pos(ln.at)
 	}
@@ -58,6 +62,7 @@ func (l *load) listen(p *plan.Plan, routes []*ref) {
 	l.busyWithUs(byAddr, list)
 	l.ownAddresses(list)
 	for i, port := range p.Ports {
+		l.breathe()
 		if old := l.ports[port.Addr]; old != nil && reflect.DeepEqual(old, port) {
 			p.Ports[i] = old
 		}

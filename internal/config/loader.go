@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"slices"
 
 	"go.yaml.in/yaml/v3"
@@ -45,9 +44,6 @@ func NewLoader() *Loader {
 // sections are cut at their items.
 var sections = strict.Sections{"routes": yaml.SequenceNode, "sites": yaml.MappingNode, "upstreams": yaml.MappingNode}
 
-// breath is how many items are worked on before others may run.
-const breath = 100
-
 // load is one load under way.
 type load struct {
 	*Loader
@@ -56,7 +52,7 @@ type load struct {
 	refs     []ref
 	errs     Errors
 	warnings []Warning
-	work     int
+	breath   plan.Breath
 	budget   int // values read so far
 }
 
@@ -83,11 +79,7 @@ func (r *ref) path() []string {
 	return []string{p.Section, fmt.Sprintf("[%d]", p.Index)}
 }
 
-func (l *load) breathe() {
-	if l.work++; l.work%breath == 0 {
-		runtime.Gosched()
-	}
-}
+func (l *load) breathe() { l.breath.Take() }
 
 // Load makes one plan of the files and the API layer, which may be nil. The error is Errors.
 func (l *Loader) Load(sources []Source, layer *Layer) (*plan.Plan, []Warning, error) {
@@ -96,8 +88,10 @@ func (l *Loader) Load(sources []Source, layer *Layer) (*plan.Plan, []Warning, er
 	ld := l.begin()
 	for i := ld.read(sources, whole, layer); i >= 0; i = ld.read(sources, whole, layer) {
 		whole[i] = true
+		ld.breath.End()
 		ld = l.begin()
 	}
+	defer ld.breath.End()
 	p := ld.assemble()
 	if len(ld.errs) > 0 {
 		return nil, ld.warnings, ld.errs.Sort()
@@ -148,10 +142,14 @@ func (l *load) remember(p *plan.Plan) {
 	}
 	l.ports = make(map[plan.Addr]*plan.Port, len(p.Ports))
 	for _, port := range p.Ports {
+		l.breathe()
 		l.ports[port.Addr] = port
 	}
 	if len(l.pieces) > 2*len(p.Routes)+len(p.Upstreams)+1000 {
-		maps.DeleteFunc(l.pieces, func(_ pieceKey, it *item) bool { return it.used != l.loads })
+		maps.DeleteFunc(l.pieces, func(_ pieceKey, it *item) bool {
+			l.breathe()
+			return it.used != l.loads
+		})
 	}
 }
 
@@ -174,12 +172,13 @@ func (l *load) pick(f *part, s Source, whole bool) bool {
 	r := strict.NewReader(o)
 	pieces, cut := []strict.Piece(nil), false
 	if !whole {
-		pieces, cut = strict.Cut(s.Bytes, sections)
+		pieces, cut = strict.Cut(s.Bytes, sections, l.breathe)
 	}
 	if !cut {
-		pieces = r.Whole(s.Bytes, sections)
+		pieces = r.Whole(s.Bytes, sections, l.breathe)
 	}
 	for _, p := range pieces {
+		l.breathe()
 		if p.Item {
 			f.pieces = append(f.pieces, p)
 			continue
@@ -247,7 +246,7 @@ func (l *load) parse(f *part, i int) bool {
 	for n < len(refs) && n < i+together && refs[n].item == nil && refs[n].piece.Value == nil && refs[n].piece.Section == refs[i].piece.Section {
 		n++
 	}
-	if strict.ParseAll(f.pieces[i:n]) {
+	if strict.ParseAll(f.pieces[i:n], l.breathe) {
 		for ; i < n; i++ {
 			refs[i].piece = f.pieces[i]
 			f.pieces[i] = strict.Piece{} // let go with the ref
@@ -307,6 +306,7 @@ func (l *load) addLayer(layer *Layer) {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(layer.Routes)) {
+		l.breathe()
 		var text bytes.Buffer
 		if err := json.Compact(&text, layer.Routes[name]); err != nil {
 			text.Reset()

@@ -162,7 +162,7 @@ func TestPiecesGiveWhatTheWholeGives(t *testing.T) {
 	for range 6000 {
 		w.n = 0
 		text := w.text()
-		if _, ok := strict.Cut([]byte(text), sections); ok {
+		if _, ok := strict.Cut([]byte(text), sections, func() {}); ok {
 			inPieces++
 		}
 		if _, err := both(t, text); err == nil {
@@ -184,7 +184,7 @@ func TestOddTextsAreReadWhole(t *testing.T) {
 		"quoted key": "\"routes\":\n" + route, "flow": "{routes: []}\n", "uneven items": "routes:\n  " + route + route,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, ok := strict.Cut([]byte(text), sections); ok {
+			if _, ok := strict.Cut([]byte(text), sections, func() {}); ok {
 				t.Errorf("was cut: %q", text)
 			}
 			both(t, text)

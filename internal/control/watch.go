@@ -7,11 +7,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/quaymaster/quaymaster/internal/config"
+	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
 // A burst of writes is one change: it is taken after quiet without another write, and after patience at the latest.
@@ -105,10 +107,15 @@ func (l *Loop) fingerprint() string {
 // revision names the bytes of a configuration. No API layer and an empty one are the same.
 func revision(sources []config.Source, layer *config.Layer) string {
 	h := sha256.New()
+	var breath plan.Breath
+	defer breath.End()
 	for _, s := range sources {
 		h.Write([]byte(s.Name))
 		h.Write([]byte{0})
-		h.Write(s.Bytes)
+		for piece := range slices.Chunk(s.Bytes, 8<<10) {
+			breath.Take()
+			h.Write(piece)
+		}
 		h.Write([]byte{0})
 	}
 	if layer != nil && len(layer.Routes) > 0 {

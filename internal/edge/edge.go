@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -103,10 +102,10 @@ func (e *Edge) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 	if old != nil {
 		was = old.routes
 	}
+	var breath plan.Breath
+	defer breath.End()
 	for i, r := range p.Routes {
-		if i%100 == 99 {
-			runtime.Gosched()
-		}
+		breath.Take()
 		for len(was) > 0 && was[0].Plan.Name < r.Name {
 			s.gone, was = append(s.gone, was[0]), was[1:]
 		}

@@ -44,25 +44,32 @@ func Diff(from, to *Plan) []Change {
 		to = &Plan{}
 	}
 	var out []Change
-	out = diffObjects(out, "port", from.Ports, to.Ports, func(p *Port) string { return p.Addr.String() })
-	out = diffObjects(out, "route", from.Routes, to.Routes, func(r *Route) string { return r.Name })
-	out = diffObjects(out, "upstream", from.Upstreams, to.Upstreams, func(u *Upstream) string { return u.Name })
+	var breath Breath
+	defer breath.End()
+	out = diffObjects(out, &breath, "port", from.Ports, to.Ports, func(p *Port) string { return p.Addr.String() })
+	out = diffObjects(out, &breath, "route", from.Routes, to.Routes, func(r *Route) string { return r.Name })
+	out = diffObjects(out, &breath, "upstream", from.Upstreams, to.Upstreams, func(u *Upstream) string { return u.Name })
 	a, b := reflect.ValueOf(from.Settings), reflect.ValueOf(to.Settings)
 	for i := range a.NumField() {
 		if d := differences(a.Field(i), b.Field(i), ""); len(d) > 0 {
 			out = append(out, Change{Kind: "settings", Name: snake(a.Type().Field(i).Name), Op: Changed, Detail: summary(d)})
 		}
 	}
-	slices.SortFunc(out, func(a, b Change) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(out, func(a, b Change) int {
+		breath.Take()
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	})
 	return out
 }
 
-func diffObjects[T any](out []Change, kind string, from, to []*T, name func(*T) string) []Change {
+func diffObjects[T any](out []Change, breath *Breath, kind string, from, to []*T, name func(*T) string) []Change {
 	old := make(map[string]*T, len(from))
 	for _, o := range from {
+		breath.Take()
 		old[name(o)] = o
 	}
 	for _, n := range to {
+		breath.Take()
 		o, ok := old[name(n)]
 		delete(old, name(n))
 		switch {
@@ -75,6 +82,7 @@ func diffObjects[T any](out []Change, kind string, from, to []*T, name func(*T) 
 		}
 	}
 	for gone := range old {
+		breath.Take()
 		out = append(out, Change{Kind: kind, Name: gone, Op: Removed})
 	}
 	return out

@@ -2,7 +2,6 @@ package pools
 
 import (
 	"context"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -43,13 +42,13 @@ func (ps *Pools) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 		want = slices.SortedFunc(slices.Values(want), byName)
 	}
 	st := &step{ps: ps, rules: newNameRules(&p.Settings), maxHead: int64(p.Settings.MaxHeaderBytes), pools: make([]*Pool, 0, len(want))}
+	var breath plan.Breath
+	defer breath.End()
 	for i, u := range want {
-		if i%yieldEvery == yieldEvery-1 {
-			runtime.Gosched()
-			if err := ctx.Err(); err != nil {
-				st.Abort()
-				return nil, err
-			}
+		breath.Take()
+		if i%100 == 99 && ctx.Err() != nil {
+			st.Abort()
+			return nil, ctx.Err()
 		}
 		for len(old) > 0 && old[0].name < u.Name {
 			st.removed = append(st.removed, old[0])
@@ -88,12 +87,12 @@ func (st *step) Commit() {
 	if old := ps.rules.Swap(st.rules); !old.equal(st.rules) {
 		ps.named.closeIdle() // what they lead to may not be allowed any more
 	}
-	for i, c := range st.changes {
+	var breath plan.Breath
+	defer breath.End()
+	for _, c := range st.changes {
 		c.pool.apply(c)
 		ps.watch(c.pool, len(st.changes))
-		if i%yieldEvery == yieldEvery-1 {
-			runtime.Gosched()
-		}
+		breath.Take() // no request asks for mu
 	}
 	for _, p := range st.removed {
 		p.unwatch()

@@ -13,7 +13,6 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -129,6 +128,8 @@ func (ps *Pools) Run(ctx context.Context) error {
 func (ps *Pools) reap(ctx context.Context) {
 	t := time.NewTimer(sweepEvery)
 	defer t.Stop()
+	var breath plan.Breath
+	defer breath.End()
 	for {
 		if ps.conns.Load() == 0 {
 			select {
@@ -147,19 +148,14 @@ func (ps *Pools) reap(ctx context.Context) {
 		all := ps.pools
 		ps.mu.Unlock()
 		ps.named.sweep(ps.now())
-		for i, p := range all {
-			if i%yieldEvery == yieldEvery-1 {
-				runtime.Gosched()
-			}
+		for _, p := range all {
+			breath.Take()
 			p.sweep(ps.now())
 		}
 	}
 }
 
-const (
-	sweepEvery = time.Second
-	yieldEvery = 100
-)
+const sweepEvery = time.Second
 
 // sweep closes connections that were idle for too long or are too old.
 func (p *Pool) sweep(now int64) {

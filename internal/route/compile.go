@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -30,6 +29,7 @@ func CompileFrom(ctx context.Context, old *Table, p *plan.Plan, claims map[strin
 		addrs:   make(map[place][]plan.Addr, len(p.Ports)),
 		parts:   make(map[*plan.Route]*parts, len(p.Routes)),
 	}}
+	defer b.breath.End()
 	t := b.table
 	t.scratch.New = func() any { return new(scratch) }
 	t.none = Port{table: t, scratch: &t.scratch}
@@ -71,15 +71,11 @@ type builder struct {
 	plan   *plan.Plan
 	table  *Table
 	shared map[string]*Port // by the members they were made of
-	turns  int
+	breath plan.Breath
 }
 
 // yield lets requests go on while a large table is compiled. It is called for each item.
-func (b *builder) yield() {
-	if b.turns++; b.turns%100 == 0 {
-		runtime.Gosched()
-	}
-}
+func (b *builder) yield() { b.breath.Take() }
 
 // member is a rule that a port shows; exact tells that the route names an address narrower than the socket's.
 type member struct {
@@ -133,6 +129,7 @@ func (b *builder) socket(want plan.Addr, covered []plan.Addr, wishes map[plan.Ad
 				continue
 			}
 			for _, r := range wishes[a] {
+				b.yield()
 				members = append(members, member{r, a != want})
 			}
 		}
@@ -161,11 +158,13 @@ func takes(a plan.Addr, local netip.Addr) bool {
 // port makes what the members make together, once.
 func (b *builder) port(members []member) *Port {
 	slices.SortFunc(members, func(x, y member) int { // an exact mention of a rule before a loose one
+		b.yield()
 		return cmp.Or(cmp.Compare(x.rule, y.rule), boolFirst(x.exact, y.exact))
 	})
 	members = slices.CompactFunc(members, func(x, y member) bool { return x.rule == y.rule })
 	key := make([]byte, 0, 4*len(members))
 	for _, m := range members {
+		b.yield()
 		v := uint32(m.rule) << 1
 		if m.exact {
 			v |= 1
@@ -179,6 +178,7 @@ func (b *builder) port(members []member) *Port {
 	b.shared[string(key)] = p
 	var first *rule
 	for _, m := range members {
+		b.yield()
 		r := &b.table.rules[m.rule]
 		if r.takes&plan.ProtoTLS != 0 || r.takes&plan.ProtoTCP != 0 {
 			p.hasTLS = true

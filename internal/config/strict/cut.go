@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -28,47 +27,38 @@ type Piece struct {
 // Sections are the top-level keys whose values are cut at their items: lists (SequenceNode) and maps (MappingNode).
 type Sections map[string]yaml.Kind
 
-// breath is how many lines are looked at before others may run.
-const breath = 1000
-
 // Cut finds the pieces of a text without parsing it. It reports false where the text must be parsed whole: it cuts only
 // what it is sure of. It is still not the judge: a piece that Parse refuses means that the whole must be parsed.
 //
 // Why that is enough: a quoted text, a flow list or a flow map that runs over a cut leaves an open end, which does not
 // parse; and the lines of a plain or block text are indented deeper than any line at which is cut.
-func Cut(text []byte, sections Sections) ([]Piece, bool) {
-	if odd(text) {
-		return nil, false
-	}
+//
+// It calls yield for each line.
+func Cut(text []byte, sections Sections, yield func()) ([]Piece, bool) {
 	c := cutter{sections: sections, seen: map[string]bool{}}
 	for start := 0; start < len(text); c.line++ {
 		end := len(text)
 		if i := bytes.IndexByte(text[start:], '\n'); i >= 0 {
 			end = start + i + 1
 		}
-		if !c.take(text[start:end], start) {
+		if line := text[start:end]; odd(line) || !c.take(line, start) {
 			return nil, false
 		}
-		if start = end; c.line%breath == 0 {
-			runtime.Gosched()
-		}
+		start = end
+		yield()
 	}
-	return c.end(text), true
+	return c.end(text, yield), true
 }
 
-// odd finds what makes lines or indentation mean something else than they look like, and what the parser refuses even in
-// a comment that no piece holds.
+// odd finds in a line, its end included, what makes lines or indentation mean something else than they look like, and
+// what the parser refuses even in a comment that no piece holds.
 func odd(text []byte) bool {
 	if !utf8.Valid(text) {
 		return true
 	}
-	lines := 0
 	for i, c := range text {
 		switch {
 		case c == '\n':
-			if lines++; lines%breath == 0 {
-				runtime.Gosched()
-			}
 		case c == '&': // an anchor?
 			if i == 0 || strings.IndexByte(" \t\r\n[{,:-?", text[i-1]) >= 0 {
 				return true
@@ -173,9 +163,10 @@ func (c *cutter) open(at int, item bool) {
 }
 
 // end gives each piece its text, up to where the next one starts. The bare head of a section with items is no piece.
-func (c *cutter) end(text []byte) []Piece {
+func (c *cutter) end(text []byte, yield func()) []Piece {
 	out := c.pieces[:0]
 	for i, p := range c.pieces {
+		yield()
 		end := len(text)
 		if i+1 < len(c.pieces) {
 			end = c.starts[i+1]
@@ -210,8 +201,8 @@ func (p *Piece) Parse() bool {
 }
 
 // ParseAll parses adjacent items of one section together, which costs less than one by one. It reports false when they
-// must be parsed otherwise, and then leaves them as they were.
-func ParseAll(pieces []Piece) bool {
+// must be parsed otherwise, and then leaves them as they were. It calls yield now and then.
+func ParseAll(pieces []Piece, yield func()) bool {
 	if len(pieces) == 0 {
 		return true
 	}
@@ -223,7 +214,8 @@ func ParseAll(pieces []Piece) bool {
 		return false
 	}
 	var doc yaml.Node
-	if err := yaml.Unmarshal(first.Text[:size], &doc); err != nil || len(doc.Content) != 1 { // they are adjacent in their file
+	dec := yaml.NewDecoder(breather{bytes.NewReader(first.Text[:size]), yield}) // they are adjacent in their file
+	if err := dec.Decode(&doc); err != nil || len(doc.Content) != 1 {
 		return false
 	}
 	step, n := 1, doc.Content[0]
@@ -292,9 +284,20 @@ func (r *Reader) Split(p Piece, sections Sections) []Piece {
 	return out
 }
 
-// Whole parses a text whole and returns the same pieces that Cut would, already parsed.
-func (r *Reader) Whole(text []byte, sections Sections) []Piece {
-	dec := yaml.NewDecoder(bytes.NewReader(text))
+// breather reads a text and calls yield before each few hundred bytes.
+type breather struct {
+	*bytes.Reader
+	yield func()
+}
+
+func (b breather) Read(p []byte) (int, error) {
+	b.yield()
+	return b.Reader.Read(p[:min(len(p), 256)])
+}
+
+// Whole parses a text whole and returns the same pieces that Cut would, already parsed. It calls yield now and then.
+func (r *Reader) Whole(text []byte, sections Sections, yield func()) []Piece {
+	dec := yaml.NewDecoder(breather{bytes.NewReader(text), yield})
 	var doc, second yaml.Node
 	err := dec.Decode(&doc)
 	if errors.Is(err, io.EOF) {

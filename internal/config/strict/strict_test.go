@@ -169,7 +169,7 @@ func TestNearestFindsWhatWasMeant(t *testing.T) {
 // TestCutTellsWherePiecesStand checks texts, lines and indexes of the pieces.
 func TestCutTellsWherePiecesStand(t *testing.T) {
 	text := "# head\na: 1\nroutes: # all\n  # first\n  - x\n\n  - y: |\n      - z\n\nb: 2\nempty:\n"
-	pieces, ok := Cut([]byte(text), Sections{"routes": yaml.SequenceNode, "empty": yaml.MappingNode})
+	pieces, ok := Cut([]byte(text), Sections{"routes": yaml.SequenceNode, "empty": yaml.MappingNode}, func() {})
 	if !ok {
 		t.Fatal("not cut")
 	}
@@ -191,9 +191,9 @@ func TestCutTellsWherePiecesStand(t *testing.T) {
 // TestPiecesParsedTogetherAreThoseParsedAlone compares nodes, lines included.
 func TestPiecesParsedTogetherAreThoseParsedAlone(t *testing.T) {
 	text := []byte("routes:\n- a\n- b: {c: d,\n    e: f}\n-\n  g: h\n- |\n  i\n")
-	together, _ := Cut(text, Sections{"routes": yaml.SequenceNode})
-	alone, _ := Cut(text, Sections{"routes": yaml.SequenceNode})
-	if !ParseAll(together) {
+	together, _ := Cut(text, Sections{"routes": yaml.SequenceNode}, func() {})
+	alone, _ := Cut(text, Sections{"routes": yaml.SequenceNode}, func() {})
+	if !ParseAll(together, func() {}) {
 		t.Fatal("refused")
 	}
 	for i := range alone {
@@ -201,17 +201,17 @@ func TestPiecesParsedTogetherAreThoseParsedAlone(t *testing.T) {
 			t.Errorf("%d: %+v\n%+v", i, alone[i].Value, together[i].Value)
 		}
 	}
-	bad, ok := Cut([]byte("routes:\n- \"a\n- b\"\n- c\n"), Sections{"routes": yaml.SequenceNode})
-	if !ok || ParseAll(bad) {
+	bad, ok := Cut([]byte("routes:\n- \"a\n- b\"\n- c\n"), Sections{"routes": yaml.SequenceNode}, func() {})
+	if !ok || ParseAll(bad, func() {}) {
 		t.Error("two items stand in three pieces, and were taken")
 	}
 	text = []byte("- \"a\n- b\"\n- c\n- d\n")
 	shifted := []Piece{{Item: true, Text: text[:5]}, {Item: true, Text: text[5:10], Line: 1}, {Item: true, Text: text[10:], Line: 2}}
-	if ParseAll(shifted) {
+	if ParseAll(shifted, func() {}) {
 		t.Error("three items stand in other pieces than theirs, and were taken")
 	}
 	text = []byte("- a\n- \"b\nc\"\n")
-	if ParseAll([]Piece{{Item: true, Text: text[:9]}, {Item: true, Text: text[9:], Line: 2}}) {
+	if ParseAll([]Piece{{Item: true, Text: text[:9]}, {Item: true, Text: text[9:], Line: 2}}, func() {}) {
 		t.Error("an item begins in the piece before its own, and was taken")
 	}
 }
