@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -588,12 +589,16 @@ func worst(t *testing.T, port int, f func()) (slowest time.Duration, asked int) 
 }
 
 // TestP22_TenThousandRoutesReloadWithoutAStall asks all the time during ten reloads. 5 ms are promised; what this machine
-// does to a client while nothing is reloaded is measured beside it, and four times the promise is allowed on top, twelve
-// times with one processor: while somebody computes there, Go's scheduler looks at the network every 10 ms only. The best
-// of three tries counts, since a neighbour's burst is no stall of ours.
+// does to a client while nothing is reloaded is measured beside it, and twice the promise is allowed on top, four times
+// where client and daemon take turns on the only processor. The best of five tries counts, since a neighbour's burst is no
+// stall of ours.
 func TestP22_TenThousandRoutesReloadWithoutAStall(t *testing.T) {
 	const promised = 5 * time.Millisecond
-	for procs, slack := range map[int]time.Duration{1: 12, 2: 4} {
+	slack := time.Duration(2)
+	if runtime.NumCPU() == 1 {
+		slack = 4
+	}
+	for _, procs := range []int{1, 2} {
 		t.Run("GOMAXPROCS "+strconv.Itoa(procs), func(t *testing.T) {
 			p := freePort(t)
 			q := prepare(t, tenThousand(p, "b"))
@@ -602,7 +607,7 @@ func TestP22_TenThousandRoutesReloadWithoutAStall(t *testing.T) {
 			quiet, _ := worst(t, p, func() { <-time.After(300 * time.Millisecond) })
 			var best time.Duration
 			texts := []string{tenThousand(p, "c"), tenThousand(p, "d")}
-			for range 3 {
+			for range 5 {
 				slowest, asked := worst(t, p, func() {
 					for i := range 10 {
 						q.write(texts[i%2])

@@ -19,7 +19,7 @@ const ByNameRoute = "by_name"
 
 // assemble puts the items together and finds where they contradict each other.
 func (l *load) assemble() *plan.Plan {
-	p := &plan.Plan{Where: make(map[string]plan.Pos, 2*len(l.refs))}
+	p := &plan.Plan{Where: map[string]plan.Pos{}}
 	l.older()
 	l.byName()
 	routes, upstreams := l.names(p)
@@ -63,7 +63,7 @@ func (l *load) sameUpstream(r *ref) *plan.Upstream {
 
 // names finds each name's only bearer. A route of the API gives way to one of a file.
 func (l *load) names(p *plan.Plan) (routes []*ref, upstreams map[string]*ref) {
-	seen := make(map[string]*ref, len(l.refs))
+	seen := map[string]*ref{} // the maps grow by pieces: thousands of places at once would be a stretch without a yield
 	upstreams = map[string]*ref{}
 	for i := range l.refs {
 		l.breathe()

@@ -177,6 +177,7 @@ func (l *load) pick(f *part, s Source, whole bool) bool {
 	if !cut {
 		pieces = r.Whole(s.Bytes, sections, l.breathe)
 	}
+	f.pieces = pieces[:0] // the items among them, moved up: a long list is not copied
 	for _, p := range pieces {
 		l.breathe()
 		if p.Item {
@@ -187,11 +188,9 @@ func (l *load) pick(f *part, s Source, whole bool) bool {
 			return false
 		}
 		r.Line = p.Line
-		for _, one := range r.Split(p, sections) {
-			if one.Item { // a section in flow style, which Cut leaves whole
-				f.pieces = append(f.pieces, one)
-				continue
-			}
+		if items := r.Split(p, sections); len(items) != 1 || items[0].Item { // a section in flow style, which Cut leaves whole
+			f.pieces = slices.Concat(f.pieces, items)
+		} else {
 			r.Read(&yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{p.Key, p.Value}, Line: p.Key.Line, Column: p.Key.Column}, &l.file)
 			l.noteOlder(&p, s.Name)
 		}

@@ -81,11 +81,11 @@ func (l *loaded) write(change string) {
 	}
 }
 
-// p22 are the promised times; a machine that does other things meanwhile gets four times as much before the test fails.
+// p22 are the promised times; a machine that does other things meanwhile gets twice as much, and the best try counts, before the test fails.
 const (
 	p22First  = 400 * time.Millisecond
 	p22Change = 100 * time.Millisecond
-	p22Slack  = 4
+	p22Slack  = 2
 )
 
 // TestP22_TenThousandRoutesLoadAndChangeFast measures from bytes in memory (the page cache) to the last Commit and Retire.
@@ -106,10 +106,10 @@ func TestP22_TenThousandRoutesLoadAndChangeFast(t *testing.T) {
 			slices.Sort(change)
 			f, c := first[len(first)/2], change[len(change)/2]
 			t.Logf("first load: median %v of %v; change of 100 routes: median %v, least %v, most %v", f, first, c, change[0], change[len(change)-1])
-			if f > p22Slack*p22First {
+			if f = first[0]; f > p22Slack*p22First {
 				t.Errorf("first load took %v, promised %v", f, p22First)
 			}
-			if c > p22Slack*p22Change {
+			if c = change[0]; c > p22Slack*p22Change {
 				t.Errorf("a change of 100 routes took %v, promised %v", c, p22Change)
 			}
 		})

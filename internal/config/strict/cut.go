@@ -81,15 +81,22 @@ func odd(text []byte) bool {
 type cutter struct {
 	sections Sections
 	seen     map[string]bool
-	pieces   []Piece
 	begun    bool // --- was seen
 	line     int
 	section  string    // the top-level key we are in
 	kind     yaml.Kind // how it is cut; 0: not at all
 	column   int       // of its items; -1: none seen yet
 	index    int
-	starts   []int // where each piece starts
+	found    [][]found // in chunks: to copy a growing list of thousands would be a long stretch without a yield
 }
+
+// found is a piece and where it starts.
+type found struct {
+	piece Piece
+	start int
+}
+
+const chunk = 256
 
 var topKey = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_-]*):(?:[ \t]+(.*))?$`)
 
@@ -158,24 +165,33 @@ func (c *cutter) open(at int, item bool) {
 	if item {
 		c.index++
 	}
-	c.pieces = append(c.pieces, Piece{Section: c.section, Item: item, Index: max(c.index, 0), Line: c.line})
-	c.starts = append(c.starts, at)
+	if n := len(c.found); n == 0 || len(c.found[n-1]) == chunk {
+		c.found = append(c.found, make([]found, 0, chunk))
+	}
+	last := &c.found[len(c.found)-1]
+	*last = append(*last, found{Piece{Section: c.section, Item: item, Index: max(c.index, 0), Line: c.line}, at})
 }
 
 // end gives each piece its text, up to where the next one starts. The bare head of a section with items is no piece.
 func (c *cutter) end(text []byte, yield func()) []Piece {
-	out := c.pieces[:0]
-	for i, p := range c.pieces {
-		yield()
-		end := len(text)
-		if i+1 < len(c.pieces) {
-			end = c.starts[i+1]
-			if next := &c.pieces[i+1]; !p.Item && next.Item && next.Section == p.Section {
-				continue
+	out := make([]Piece, 0, len(c.found)*chunk)
+	for i, list := range c.found {
+		for j, f := range list {
+			yield()
+			p, end := f.piece, len(text)
+			next := list[j+1:]
+			if len(next) == 0 && i+1 < len(c.found) {
+				next = c.found[i+1]
 			}
+			if len(next) > 0 {
+				end = next[0].start
+				if n := &next[0].piece; !p.Item && n.Item && n.Section == p.Section {
+					continue
+				}
+			}
+			p.Text = text[f.start:end]
+			out = append(out, p)
 		}
-		p.Text = text[c.starts[i]:end]
-		out = append(out, p)
 	}
 	return out
 }
