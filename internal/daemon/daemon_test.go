@@ -81,7 +81,8 @@ func (l *loaded) write(change string) {
 	}
 }
 
-// p22 are the promised times; a machine that does other things meanwhile gets twice as much, and the best try counts, before the test fails.
+// p22 are the promised times. Of several tries the best counts, and it gets twice as much before the test fails: the
+// machine does other things meanwhile.
 const (
 	p22First  = 400 * time.Millisecond
 	p22Change = 100 * time.Millisecond
