@@ -39,7 +39,7 @@ func pinned(core, log string, name string, args ...string) (*process, error) {
 		return nil, err
 	}
 	cmd := exec.Command("taskset", append([]string{"-c", core, name}, args...)...)
-	cmd.Stdout, cmd.Stderr = f, f
+	cmd.Dir, cmd.Stdout, cmd.Stderr = filepath.Dir(log), f, f // what a program drops where it stands goes with the run
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		_ = f.Close()
