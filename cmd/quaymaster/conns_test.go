@@ -1010,3 +1010,17 @@ func TestC22_NearMissIsNamed(t *testing.T) {
 		t.Errorf("status does not name %s:\n%s", near, out)
 	}
 }
+
+func TestC09_ClientHelloThatComesBackIsALoop(t *testing.T) {
+	p := freePort(t)
+	q := start(t, fmt.Sprintf("routes:\n  - {name: s, match: {ports: [%d], domains: [s.test]}, action: {targets: [%q], tls: {mode: passthrough}}}\n", p, at(p)))
+	c := dial(t, p)
+	_, _ = c.Write(hello("s.test"))
+	b := untilEnd(t, c, 10*time.Second)
+	if len(b) != 7 || b[0] != 21 || b[6] != 80 {
+		t.Errorf("answer % x, want an alert 80", b)
+	}
+	if n := q.rejected("loop"); n != 1 {
+		t.Errorf("refusals counted as loop: %v, want 1", n)
+	}
+}
