@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -1022,5 +1024,35 @@ func TestC09_ClientHelloThatComesBackIsALoop(t *testing.T) {
 	}
 	if n := q.rejected("loop"); n != 1 {
 		t.Errorf("refusals counted as loop: %v, want 1", n)
+	}
+}
+
+func TestC06_OpenSSLClient(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("openssl is not installed")
+	}
+	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "reached by %s", r.TLS.ServerName)
+	}))
+	defer web.Close()
+	p := freePort(t)
+	start(t, fmt.Sprintf("routes:\n  - {name: s, match: {ports: [%d], domains: [s.test]}, action: {targets: [%q], tls: {mode: passthrough}}}\n", p, web.Listener.Addr()))
+	ask := func(name string) string {
+		ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+		defer stop()
+		cmd := exec.CommandContext(ctx, openssl, "s_client", "-connect", at(p), "-servername", name, "-ign_eof")
+		cmd.Stdin = strings.NewReader("GET / HTTP/1.1\r\nHost: s.test\r\nConnection: close\r\n\r\n")
+		out, _ := cmd.CombinedOutput() // what it printed tells
+		return string(out)
+	}
+	if out := ask("s.test"); !strings.Contains(out, "reached by s.test") {
+		t.Errorf("s_client through the route:\n%s", tail(out, 20))
+	}
+	if out := ask("other.test"); !strings.Contains(out, "unrecognized name") {
+		t.Errorf("s_client for a name without a route:\n%s", tail(out, 20))
 	}
 }
