@@ -164,7 +164,7 @@ func (m *machine) options() Options {
 			return []Upstream{{Name: "web", Targets: []Target{{Target: "10.0.0.5:8080", State: "up"}, {Target: "10.0.0.6:8080", State: "down", Reason: "connection refused"}}}}
 		},
 		Connections: func() []Connection {
-			return []Connection{{ID: "1", Client: "10.1.1.1:5", Route: "api", BytesIn: 5, Since: began}}
+			return []Connection{{ID: "1", Client: "10.1.1.1:5", Route: "api", Since: began}}
 		},
 		Explain: func(_ context.Context, q Question) (*Explanation, error) {
 			if q.RequestID != "" {

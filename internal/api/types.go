@@ -141,17 +141,13 @@ type Upstream struct {
 
 // Connection is one client connection: an element of GET /v1/connections.
 type Connection struct {
-	ID       string    `json:"id"`
-	Client   string    `json:"client"`
-	Local    string    `json:"local"`
-	Protocol string    `json:"protocol"`
-	State    string    `json:"state"`
-	Since    time.Time `json:"since"`
-	Host     string    `json:"host"`
-	Route    string    `json:"route"`
-	Target   string    `json:"target"`
-	BytesIn  int64     `json:"bytes_in"`
-	BytesOut int64     `json:"bytes_out"`
+	ID     string    `json:"id"`
+	Client string    `json:"client"`
+	Local  string    `json:"local"`
+	State  string    `json:"state"`
+	Since  time.Time `json:"since"`
+	Route  string    `json:"route"`
+	Target string    `json:"target"`
 }
 
 // Event is one thing that happened: port.held, port.fallback, config.refused, config.committed, drain.cut ...

@@ -190,7 +190,7 @@ func (d *Daemon) connections() []api.Connection {
 	out := make([]api.Connection, 0, len(list))
 	for _, c := range list {
 		out = append(out, api.Connection{
-			ID: strconv.FormatUint(c.ID, 10), Client: c.Client, Local: c.Local, Protocol: c.Protocol, State: c.State,
+			ID: strconv.FormatUint(c.ID, 10), Client: c.Client, Local: c.Local, State: c.State,
 			Since: c.Since, Route: c.Route, Target: c.Target,
 		})
 	}

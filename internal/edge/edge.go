@@ -150,14 +150,13 @@ func (s *step) Abort() {
 
 // Connection is what `GET /v1/connections` shows of one connection.
 type Connection struct {
-	ID       uint64    `json:"id"`
-	Client   string    `json:"client"`
-	Local    string    `json:"local"`
-	State    string    `json:"state"`
-	Route    string    `json:"route,omitempty"`
-	Target   string    `json:"target,omitempty"`
-	Since    time.Time `json:"since"`
-	Protocol string    `json:"protocol,omitempty"`
+	ID     uint64    `json:"id"`
+	Client string    `json:"client"`
+	Local  string    `json:"local"`
+	State  string    `json:"state"`
+	Route  string    `json:"route,omitempty"`
+	Target string    `json:"target,omitempty"`
+	Since  time.Time `json:"since"`
 }
 
 // Connections lists at most max connections, the newest first, and how many there are.
