@@ -12,10 +12,11 @@ build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/quaymaster ./cmd/quaymaster
 
 run: build
+	./scripts/deps curl:curl
 	./scripts/quickstart $(ARGS)
 
 test-deps:
-	./scripts/deps curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client
+	./scripts/deps gcc:build-essential curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client
 
 test: test-deps
 	$(GO) test -race -timeout 13m ./...
