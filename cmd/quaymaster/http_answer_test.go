@@ -435,12 +435,14 @@ func TestH14_AccessLog(t *testing.T) {
 	_, _ = io.WriteString(tunnel, "ping")
 	untilEnd(t, tunnel, 5*time.Second)
 	_ = tunnel.Close()
-	lines := q.accessLog(4)
+	lines := q.accessLog(5)
 	byRoute := map[string]accessLine{}
 	for _, l := range lines {
-		byRoute[l.Kind+" "+l.Route] = l
+		if l.Reason != "bad_request" { // the request that cannot be read has a line of its own, before or after that of no route
+			byRoute[l.Kind+" "+l.Route] = l
+		}
 	}
-	if n := len(lines); n < 4 || n > 5 { // the request that cannot be read may have a line of its own
+	if n := len(lines); n != 5 {
 		t.Errorf("%d lines for four requests and a tunnel: %s", n, q.out)
 	}
 	l := byRoute["http slow"]
