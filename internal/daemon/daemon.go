@@ -31,6 +31,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/pools"
 	"github.com/quaymaster/quaymaster/internal/ports"
+	"github.com/quaymaster/quaymaster/internal/ports/listen"
 	"github.com/quaymaster/quaymaster/internal/proxy"
 	"github.com/quaymaster/quaymaster/internal/state"
 )
@@ -218,7 +219,7 @@ func (d *Daemon) build(layer *config.Layer) {
 	d.ports = ports.New(ports.Options{
 		Log: part("ports"), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
-		Inherited: ports.Activation(os.LookupEnv, os.Getpid()),
+		Inherited: listen.Activation(os.LookupEnv, os.Getpid()),
 	})
 	d.loop = control.New(control.Options{
 		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Touched: d.edge.Touched, Event: d.event,

@@ -1,6 +1,7 @@
 package ports
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,17 +14,20 @@ import (
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/listen"
 )
 
 // An ownListener serves the daemon itself: admin and metrics. It is no part of the plan, and lives until it is closed.
 type ownListener struct {
-	listener
+	listen.Listener
 	ps     *Ports
 	socket *socket
 	source string
 	wanted string
 	since  time.Time
 	once   sync.Once
+	over   chan struct{} // closed by Close
+	mu     sync.Mutex    // held while Accept is in the kernel
 }
 
 // ListenAdmin listens on a unix socket. A missing folder is made with mode 0700; mode is octal text ("0600"), group a
@@ -37,7 +41,7 @@ func (ps *Ports) ListenAdmin(path, mode, group string) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot make the folder of the admin socket: %w; set admin.socket to a folder that user %d may write", err, os.Getuid())
 	}
 	a := plan.Addr{Network: plan.Unix, Path: path}
-	s, err := bindUnix(path, os.FileMode(bits))
+	s, err := ps.bindAdmin(a, os.FileMode(bits))
 	if err != nil {
 		failed := bindError(a, err)
 		failed.lookUp()
@@ -45,11 +49,32 @@ func (ps *Ports) ListenAdmin(path, mode, group string) (net.Listener, error) {
 	}
 	if group != "" {
 		if err := chgrp(path, group); err != nil {
-			s.stop(drop)
+			s.Stop(listen.Drop)
 			return nil, err
 		}
 	}
 	return ps.keep(s, "admin", a.String()), nil
+}
+
+// bindAdmin takes the socket of a predecessor, or binds.
+func (ps *Ports) bindAdmin(a plan.Addr, mode os.FileMode) (*socket, error) {
+	ps.mu.Lock()
+	i := slices.IndexFunc(ps.idle, func(s *socket) bool { return s.Addr == a })
+	if i >= 0 {
+		s := ps.idle[i]
+		ps.idle = slices.Delete(ps.idle, i, i+1)
+		ps.mu.Unlock()
+		if err := os.Chmod(a.Path, mode); err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+	ps.mu.Unlock()
+	s, err := listen.BindUnix(a.Path, mode)
+	if err != nil {
+		return nil, err
+	}
+	return newSocket(s), nil
 }
 
 // chgrp gives the file at path to a group.
@@ -116,13 +141,51 @@ func parseAddress(text string) (plan.Addr, error) {
 
 // keep lists s as one of our own.
 func (ps *Ports) keep(s *socket, source, wanted string) net.Listener {
-	o := &ownListener{listener: s.ln, ps: ps, socket: s, source: source, wanted: wanted, since: time.Now()}
+	o := &ownListener{Listener: s.Listener(), ps: ps, socket: s, source: source, wanted: wanted, since: time.Now(), over: make(chan struct{})}
 	ps.mu.Lock()
 	ps.own = append(ps.own, o)
 	ps.mu.Unlock()
 	ps.index()
-	ps.opt.Log.Info("listening", "source", source, "address", s.addr.String())
+	ps.opt.Log.Info("listening", "source", source, "address", s.Addr.String())
 	return o
+}
+
+// Accept waits while the process is not the one that accepts.
+func (o *ownListener) Accept() (net.Conn, error) {
+	for {
+		if opens := o.ps.gate.closed(); opens != nil {
+			select {
+			case <-opens:
+			case <-o.over:
+				return nil, net.ErrClosed
+			}
+		}
+		c, err := o.accept()
+		if c != nil || err != nil {
+			return c, err
+		}
+	}
+}
+
+// accept returns nothing when it was woken because another process accepts.
+func (o *ownListener) accept() (net.Conn, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ps.gate.closed() != nil {
+		return nil, nil
+	}
+	c, err := o.Listener.Accept()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, nil
+	}
+	return c, err
+}
+
+// rest wakes Accept after the gate was shut, and returns when it takes no connection any more.
+func (o *ownListener) rest() {
+	_ = o.SetDeadline(time.Unix(1, 0))
+	o.mu.Lock()
+	defer o.mu.Unlock()
 }
 
 // Close closes the socket and takes it off the list.
@@ -132,7 +195,8 @@ func (o *ownListener) Close() error {
 		o.ps.own = slices.DeleteFunc(o.ps.own, func(x *ownListener) bool { return x == o })
 		o.ps.mu.Unlock()
 		o.ps.index()
-		o.socket.stop(drop)
+		close(o.over)
+		o.socket.Stop(listen.Drop)
 	})
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/listen"
 )
 
 // A binder gets sockets for ports: from systemd, from a port that goes away, or from the kernel. It lives for one
@@ -46,7 +47,7 @@ func (ps *Ports) binder() *binder {
 }
 
 func (b *binder) add(s *socket, owner string) {
-	k := numbered{s.addr.Network, s.addr.Port}
+	k := numbered{s.Addr.Network, s.Addr.Port}
 	b.live[k] = append(b.live[k], s)
 	b.owners[s] = owner
 }
@@ -69,7 +70,7 @@ func (b *binder) acquire(p *plan.Port) (grip, *BindError) {
 // one gets the socket, or the sockets of that name, for one address.
 func (b *binder) one(a plan.Addr, p *plan.Port) (grip, *BindError) {
 	if socks := b.inherited(a); len(socks) > 0 {
-		return b.take(Activated, socks...), nil
+		return b.take(stateOf(socks[0]), socks...), nil
 	}
 	if a.Name != "" {
 		return grip{}, b.noSuchName(a)
@@ -77,10 +78,10 @@ func (b *binder) one(a plan.Addr, p *plan.Port) (grip, *BindError) {
 	var beside []*socket
 	for _, s := range b.live[numbered{a.Network, a.Port}] {
 		switch {
-		case a.Port == 0 && a.Network == plan.TCP || !s.addr.Overlaps(a):
+		case a.Port == 0 && a.Network == plan.TCP || !s.Addr.Overlaps(a):
 		case !b.leaving[s] || b.used[s]:
 			return grip{}, &BindError{Proto: a.Network.String(), Addr: a, Kind: Own, owner: b.owners[s], Err: unix.EADDRINUSE}
-		case s.addr == a:
+		case s.Addr == a:
 			return b.take(stateOf(s), s), nil
 		default:
 			beside = append(beside, s)
@@ -101,14 +102,16 @@ func (b *binder) one(a plan.Addr, p *plan.Port) (grip, *BindError) {
 }
 
 func (b *binder) take(state State, socks ...*socket) grip {
+	b.ps.mu.Lock()
+	defer b.ps.mu.Unlock()
 	for _, s := range socks {
-		b.used[s] = true
+		b.used[s], s.claimed = true, true
 	}
 	return grip{socks: socks, state: state}
 }
 
 func stateOf(s *socket) State {
-	if s.kept {
+	if s.Kept {
 		return Activated
 	}
 	return Bound
@@ -118,7 +121,7 @@ func stateOf(s *socket) State {
 // port is leaving.
 func (b *binder) inherited(a plan.Addr) []*socket {
 	fits := func(s *socket) bool {
-		return !b.used[s] && (a.Name != "" && s.name == a.Name || a.Name == "" && s.addr == a)
+		return !b.used[s] && (a.Name != "" && s.Name == a.Name || a.Name == "" && s.Addr == a || a.Port == 0 && s.Given && s.Want == a)
 	}
 	b.ps.mu.Lock()
 	defer b.ps.mu.Unlock()
@@ -129,11 +132,11 @@ func (b *binder) inherited(a plan.Addr) []*socket {
 		}
 	}
 	for s := range b.leaving {
-		if s.name != "" && s.kept && fits(s) {
+		if s.Name != "" && s.Kept && fits(s) {
 			out = append(out, s)
 		}
 	}
-	slices.SortFunc(out, func(x, y *socket) int { return x.addr.Compare(y.addr) })
+	slices.SortFunc(out, func(x, y *socket) int { return x.Addr.Compare(y.Addr) })
 	return out
 }
 
@@ -152,37 +155,17 @@ func (b *binder) noSuchName(a plan.Addr) *BindError {
 	}
 }
 
-// bindBeside binds a while sockets of ours that overlap it still listen. SO_REUSEPORT is on, on both sides, for this
-// moment alone: the kernel wants it at bind and at listen, and later lets both be without.
-func bindBeside(a plan.Addr, beside []*socket, keep bool) (*socket, error) {
+// bindBeside binds a while sockets of ours that overlap it still listen.
+func bindBeside(a plan.Addr, beside []*socket, reuse bool) (*socket, error) {
+	others := make([]*listen.Socket, len(beside))
 	for i, s := range beside {
-		if err := s.setReusePort(true); err != nil {
-			restore(beside[:i])
-			return nil, err
-		}
+		others[i] = s.Socket
 	}
-	s, err := bind(a, keep || len(beside) > 0)
-	if err == nil && len(beside) > 0 && !keep {
-		if err = s.setReusePort(false); err != nil {
-			s.stop(drop)
-		}
-	}
-	restore(beside)
-	if len(beside) > 0 && !keep {
-		unshare(a)
-	}
+	s, err := listen.Bind(a, reuse, others...)
 	if err != nil {
 		return nil, err
 	}
-	return s, nil
-}
-
-// restore gives sockets the SO_REUSEPORT that their ports want.
-func restore(socks []*socket) {
-	for _, s := range socks {
-		l := s.as.Load()
-		_ = s.setReusePort(l != nil && l.Plan != nil && l.Plan.Policy.ReusePort)
-	}
+	return newSocket(s), nil
 }
 
 // start makes the sockets that this binder gave to ports accept; Ports.mu is held.
@@ -202,7 +185,7 @@ func (b *binder) start() {
 // undo closes what was bound.
 func (b *binder) undo() {
 	for _, s := range b.opened {
-		s.stop(drop)
+		s.Stop(listen.Drop)
 	}
 	b.opened = nil
 }

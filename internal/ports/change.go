@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/listen"
 )
 
 // A change is one plan on its way in. From Prepare to Retire or Abort it holds the right to change ports.
@@ -32,7 +33,7 @@ func (ps *Ports) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 	if err := ps.lock(ctx); err != nil {
 		return nil, err
 	}
-	ps.spare.hold()
+	ps.spare.Hold()
 	c := &change{ps: ps, plan: p, b: ps.binder(), got: make(map[*port]grip), busy: make(map[*port]*BindError)}
 	if err := c.prepare(ctx); err != nil {
 		c.Abort()
@@ -115,7 +116,7 @@ func (c *change) improve(p *port) {
 	if state != Fallback {
 		return
 	}
-	listed := slices.Contains(to.Fallback, socks[0].addr)
+	listed := slices.Contains(to.Fallback, socks[0].Addr)
 	if listed {
 		to = &plan.Port{Addr: to.Addr, Policy: to.Policy, Users: to.Users}
 	}
@@ -218,8 +219,8 @@ func (c *change) source(a plan.Addr) string {
 func (c *change) heirs(s *socket) *[]*Listener {
 	var out []*Listener
 	for _, p := range c.next {
-		if p.plan.Addr.Overlaps(s.addr) {
-			out = append(out, &Listener{Want: p.plan.Addr, Addr: s.addr, Plan: p.plan})
+		if p.plan.Addr.Overlaps(s.Addr) {
+			out = append(out, &Listener{Want: p.plan.Addr, Addr: s.Addr, Plan: p.plan})
 		}
 	}
 	return &out
@@ -230,14 +231,13 @@ func (c *change) Retire() {
 	ps := c.ps
 	defer ps.unlock()
 	for _, s := range c.over {
-		s.stop(retire)
+		s.Stop(listen.Retire)
 	}
 	for _, s := range c.over {
-		<-s.done
-		if s.kept {
-			_ = s.ln.SetDeadline(time.Time{})
+		<-s.Stop(listen.Retire)
+		if s.Kept {
 			ps.mu.Lock()
-			ps.idle = append(ps.idle, s.fresh())
+			ps.idle = append(ps.idle, s)
 			ps.mu.Unlock()
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/listen"
 )
 
 // childAs is child as another user, from a copy of the test binary that this user may read.
@@ -85,15 +86,12 @@ func childReuse(addr string) {
 		fmt.Println(err)
 		return
 	}
-	s, err := bind(a, true)
-	if err != nil {
+	if _, err := listen.Bind(a, true); err != nil {
 		fmt.Println(err)
 		return
 	}
 	fmt.Println("listening")
-	for {
-		s.pause()
-	}
+	select {}
 }
 
 func TestReusePortStillRefusesAForeignHolder(t *testing.T) {
@@ -262,7 +260,7 @@ func TestWithoutDescriptorsConnectionsAreClosedAndTheLoopDoesNotSpin(t *testing.
 // childAdopt is a daemon started by systemd with sockets. It applies three plans and prints what became of each.
 func childAdopt() {
 	var served sync.WaitGroup
-	inherited := Activation(os.LookupEnv, os.Getpid())
+	inherited := listen.Activation(os.LookupEnv, os.Getpid())
 	ps := New(Options{Inherited: inherited, Serve: func(c net.Conn, l *Listener) {
 		served.Go(func() { fmt.Fprintln(c, l.Want); c.Close() })
 	}})
@@ -394,8 +392,8 @@ func TestActivationIsForOurProcessAlone(t *testing.T) {
 		{"LISTEN_PID": "7", "LISTEN_FDS": "-1"},
 		{"LISTEN_PID": "7", "LISTEN_FDS": "99999999"},
 	} {
-		if got := Activation(env(m), 7); got != nil {
-			t.Errorf("Activation(%v) = %v", m, got)
+		if got := listen.Activation(env(m), 7); got != nil {
+			t.Errorf("listen.Activation(%v) = %v", m, got)
 		}
 	}
 }
@@ -407,7 +405,7 @@ func TestInheritedDescriptorThatIsNoListenerIsLeftOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fds[1])
-	h := open(t, Options{Inherited: []Inherited{{Name: "pipe", FD: fds[0]}, {Name: "closed", FD: 1 << 20}}})
+	h := open(t, Options{Inherited: []listen.Inherited{{Name: "pipe", FD: fds[0]}, {Name: "closed", FD: 1 << 20}}})
 	log.log = h.log
 	if lines := log.log.all(); len(lines) != 2 || !strings.Contains(lines[0], "not a listening socket") {
 		t.Errorf("log %q", lines)

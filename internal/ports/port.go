@@ -72,10 +72,7 @@ func (p *port) wanted(to *plan.Port) (added, removed []string) {
 		added, removed = diff(was.Users, to.Users)
 		for _, s := range p.socks {
 			s.serveAs(to)
-			if to.Policy.ReusePort != was.Policy.ReusePort {
-				_ = s.setReusePort(to.Policy.ReusePort)
-				unshare(s.addr)
-			}
+			s.SetReusePort(to.Policy.ReusePort)
 		}
 	}
 	return added, removed
@@ -151,7 +148,7 @@ func (p *port) event(now time.Time, added, removed []string) Event {
 // address is what is bound, or else what is wanted.
 func (p *port) address() plan.Addr {
 	if len(p.socks) > 0 {
-		return p.socks[0].addr
+		return p.socks[0].Addr
 	}
 	return p.plan.Addr
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/listen"
 )
 
 // A Listener says where a connection came in. It is never changed: a port whose plan changes gets a new one.
@@ -43,22 +44,25 @@ type Options struct {
 	Log      *slog.Logger
 	Registry prometheus.Registerer
 
+	// Held keeps admin and metrics from accepting until Admit: a predecessor still does.
+	Held bool
 	// Strict makes the first plan fail where a port is busy, instead of retrying or falling back.
 	Strict bool
 	// Inherited are sockets that were open when the process started, from Activation or from a process we replace.
-	Inherited []Inherited
+	Inherited []listen.Inherited
 }
 
 // Ports follows the plan with listening sockets. Use New.
 type Ports struct {
 	opt     Options
 	metrics *metrics
-	spare   spare
+	spare   listen.Spare
 	wake    chan struct{}  // tells Run that the next attempt may have moved
 	loops   sync.WaitGroup // accept loops
 	ours    atomic.Pointer[map[uint16][]plan.Addr]
 	local   localAddrs
 	near    nearCache
+	gate    gate // shut while a predecessor or a successor accepts for admin and metrics
 
 	// change is held by whoever may bind or close: a change from Prepare to Retire or Abort, one attempt of the retry
 	// loop, or Stop. Events leave only under it, which keeps them in order. It is taken before mu.
@@ -85,13 +89,16 @@ func New(o Options) *Ports {
 		ports: make(map[plan.Addr]*port),
 	}
 	ps.ours.Store(&map[uint16][]plan.Addr{})
+	if o.Held {
+		ps.gate.shut()
+	}
 	for _, in := range o.Inherited {
-		s, err := adopt(in)
+		s, err := listen.Adopt(in)
 		if err != nil {
 			o.Log.Warn("inherited socket not usable", "name", in.Name, "fd", in.FD, "err", err)
 			continue
 		}
-		ps.idle = append(ps.idle, s)
+		ps.idle = append(ps.idle, newSocket(s))
 	}
 	return ps
 }
@@ -142,13 +149,13 @@ func (ps *Ports) Stop(ctx context.Context) error {
 	ps.mu.Unlock()
 	for _, p := range gone {
 		for _, s := range p.socks {
-			s.stop(leave)
+			s.Stop(listen.Leave)
 		}
 	}
 	for _, p := range gone {
 		for _, s := range p.socks {
 			select {
-			case <-s.done:
+			case <-s.Stop(listen.Leave):
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -171,10 +178,10 @@ func (ps *Ports) close() {
 	clear(ps.ports)
 	ps.mu.Unlock()
 	for _, s := range socks {
-		s.stop(drop)
+		s.Stop(listen.Drop)
 	}
 	ps.loops.Wait()
-	ps.spare.close()
+	ps.spare.Close()
 	ps.index()
 }
 
@@ -190,7 +197,7 @@ func (ps *Ports) sorted() []*port {
 
 // run starts the accept loop of s.
 func (ps *Ports) run(s *socket) {
-	s.done = make(chan struct{})
+	s.Start()
 	ps.loops.Add(1)
 	go ps.accept(s)
 }

@@ -480,7 +480,7 @@ func TestStatusIsTheJSONOfTheReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	since, _ := h.of(a).Since.MarshalJSON()
-	want := fmt.Sprintf(`[{"proto":"tcp","address":"*","port":%d,"wanted":":%d","state":"bound","since":%s,"source":"file","routes":["by_name","api","web"]}]`, a.Port, a.Port, since)
+	want := fmt.Sprintf(`[{"proto":"tcp","address":"*","port":%d,"wanted":":%d","state":"bound","since":%s,"source":"file","origin":"own","routes":["by_name","api","web"]}]`, a.Port, a.Port, since)
 	if string(b) != want {
 		t.Errorf("got  %s\nwant %s", b, want)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/listen"
 )
 
 // dialMany makes n connections.
@@ -163,9 +164,9 @@ func TestOverlappingBindsChangeInOneReload(t *testing.T) {
 // foreignCanShare reports whether a socket with SO_REUSEPORT, as any process of this user could make it, gets in.
 func foreignCanShare(t *testing.T, a plan.Addr) bool {
 	t.Helper()
-	s, err := bind(a, true)
+	s, err := listen.Bind(a, true)
 	if err == nil {
-		s.stop(drop)
+		s.Stop(listen.Drop)
 	}
 	return err == nil
 }

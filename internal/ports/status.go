@@ -20,7 +20,8 @@ type Status struct {
 	Wanted  string    `json:"wanted"` // as configuration writes it
 	State   State     `json:"state"`
 	Since   time.Time `json:"since"`
-	Source  string    `json:"source"` // "file", "api", "admin", "metrics"
+	Source  string    `json:"source"`           // "file", "api", "admin", "metrics"
+	Origin  string    `json:"origin,omitempty"` // of the socket: "own", "systemd", "predecessor"
 	Routes  []string  `json:"routes"`
 	App     string    `json:"app,omitempty"`
 	Holder  *Holder   `json:"holder,omitempty"`
@@ -47,14 +48,26 @@ func (ps *Ports) Status() []Status {
 			out = append(out, s.at(p.plan.Addr))
 		}
 		for _, sock := range p.socks {
-			out = append(out, s.at(sock.addr))
+			s.Origin = origin(sock)
+			out = append(out, s.at(sock.Addr))
 		}
 	}
 	for _, o := range ps.own {
-		s := Status{Wanted: o.wanted, State: stateOf(o.socket), Since: o.since, Source: o.source, Routes: []string{}}
-		out = append(out, s.at(o.socket.addr))
+		s := Status{Wanted: o.wanted, State: stateOf(o.socket), Since: o.since, Source: o.source, Origin: origin(o.socket), Routes: []string{}}
+		out = append(out, s.at(o.socket.Addr))
 	}
 	return out
+}
+
+// origin says where a socket came from.
+func origin(s *socket) string {
+	switch {
+	case s.Kept:
+		return "systemd"
+	case s.Given:
+		return "predecessor"
+	}
+	return "own"
 }
 
 func (s Status) at(a plan.Addr) Status {
@@ -78,8 +91,8 @@ func (ps *Ports) index() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	add := func(s *socket) {
-		if s.addr.Network == plan.TCP {
-			ours[s.addr.Port] = append(ours[s.addr.Port], s.addr)
+		if s.Addr.Network == plan.TCP {
+			ours[s.Addr.Port] = append(ours[s.Addr.Port], s.Addr)
 		}
 	}
 	for _, p := range ps.ports {

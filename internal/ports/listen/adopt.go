@@ -1,4 +1,4 @@
-package ports
+package listen
 
 import (
 	"fmt"
@@ -19,7 +19,9 @@ const maxInherited = 1024
 type Inherited struct {
 	Name    string // what fd:NAME in a configuration means; may be shared by several
 	FD      int
-	Systemd bool // somebody else holds the socket for good: it is never closed, only not accepted on
+	Systemd bool      // somebody else holds the socket for good: it is never closed, only not accepted on
+	Given   bool      // by the process whose place we take; it lets go of it when we serve
+	Want    plan.Addr // of a given one: the wish it served
 }
 
 // Activation lists the sockets that systemd passed to this process (sd_listen_fds): nothing, unless LISTEN_PID is pid.
@@ -46,8 +48,8 @@ func Activation(env func(string) (string, bool), pid int) []Inherited {
 	return out
 }
 
-// adopt makes a socket of an inherited descriptor and closes the descriptor, of which the socket has its own copy.
-func adopt(in Inherited) (*socket, error) {
+// Adopt makes a socket of an inherited descriptor and closes the descriptor, of which the socket has its own copy.
+func Adopt(in Inherited) (*Socket, error) {
 	f := os.NewFile(uintptr(in.FD), in.Name)
 	if f == nil {
 		return nil, fmt.Errorf("descriptor %d is not open", in.FD)
@@ -64,7 +66,7 @@ func adopt(in Inherited) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, ok := ln.(listener)
+	l, ok := ln.(Listener)
 	if !ok {
 		ln.Close()
 		return nil, fmt.Errorf("descriptor %d is neither tcp nor a unix stream socket", in.FD)
@@ -78,50 +80,23 @@ func adopt(in Inherited) (*socket, error) {
 		ln.Close()
 		return nil, err
 	}
-	s.name, s.kept = in.Name, in.Systemd
+	s.Name, s.Kept, s.Given, s.Want = in.Name, in.Systemd, in.Given, in.Want
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
-		if !s.kept {
+		if !s.Kept {
 			s.file, _ = os.Lstat(addr.Path)
 		}
 	}
 	return s, nil
 }
 
-// fresh is a socket of systemd after its accept loop has ended, ready for another.
-func (s *socket) fresh() *socket {
-	return &socket{ln: s.ln, raw: s.raw, addr: s.addr, name: s.name, kept: true, over: make(chan struct{})}
-}
-
-// A Socket is one live socket, for the process that takes our place.
-type Socket struct {
-	Want, Addr plan.Addr
-	Name       string // as inherited
-	Systemd    bool
-	FD         int // a copy that the receiver of the list closes; close-on-exec
-}
-
-// Sockets copies the descriptors of every socket that serves the plan. Nothing is set on the sockets themselves: they
-// stay non-blocking, and we stay able to close our own.
-func (ps *Ports) Sockets() ([]Socket, error) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	var out []Socket
-	for _, p := range ps.sorted() {
-		for _, s := range p.socks {
-			fd := -1
-			err := control(s.raw, func(of int) (err error) {
-				fd, err = unix.FcntlInt(uintptr(of), unix.F_DUPFD_CLOEXEC, 3)
-				return os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
-			})
-			if err != nil {
-				for _, got := range out {
-					_ = unix.Close(got.FD)
-				}
-				return nil, fmt.Errorf("copy the socket of port %s: %w", p.plan.Addr, err)
-			}
-			out = append(out, Socket{Want: p.plan.Addr, Addr: s.addr, Name: s.name, Systemd: s.kept, FD: fd})
-		}
-	}
-	return out, nil
+// Copy returns a new descriptor of the socket, close-on-exec. Nothing is set on the socket itself: it stays non-blocking,
+// and we stay able to close our own descriptor.
+func (s *Socket) Copy() (fd int, err error) {
+	fd = -1
+	err = control(s.raw, func(of int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(of), unix.F_DUPFD_CLOEXEC, 3)
+		return os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	})
+	return fd, err
 }

@@ -1,4 +1,4 @@
-package ports
+package listen
 
 import (
 	"context"
@@ -16,18 +16,52 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
-// bind listens on a. With reuse the kernel lets it stand beside sockets that also have SO_REUSEPORT.
-func bind(a plan.Addr, reuse bool) (*socket, error) {
+// Bind listens on a while sockets of ours that overlap it still listen. SO_REUSEPORT is on, on both sides, for this
+// moment alone: the kernel wants it at bind and at listen, and later lets both be without. With reuse it stays on ours.
+func Bind(a plan.Addr, reuse bool, beside ...*Socket) (*Socket, error) {
+	for i, s := range beside {
+		if err := s.setReusePort(true); err != nil {
+			restore(beside[:i])
+			return nil, err
+		}
+	}
+	s, err := bind(a, reuse || len(beside) > 0)
+	if err == nil {
+		s.reuse = reuse
+		if len(beside) > 0 && !reuse {
+			if err = s.setReusePort(false); err != nil {
+				s.Stop(Drop)
+			}
+		}
+	}
+	restore(beside)
+	if len(beside) > 0 && !reuse {
+		unshare(a)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// restore gives sockets the SO_REUSEPORT that they are to have.
+func restore(socks []*Socket) {
+	for _, s := range socks {
+		_ = s.setReusePort(s.reuse)
+	}
+}
+
+func bind(a plan.Addr, reuse bool) (*Socket, error) {
 	switch a.Network {
 	case plan.TCP:
 		return bindTCP(a, reuse)
 	case plan.Unix:
-		return bindUnix(a.Path, 0)
+		return BindUnix(a.Path, 0)
 	}
 	return nil, fmt.Errorf("%s ports are not in this version", a.Network)
 }
 
-func bindTCP(a plan.Addr, reuse bool) (*socket, error) {
+func bindTCP(a plan.Addr, reuse bool) (*Socket, error) {
 	network, host := "tcp", "" // dual: one IPv6 socket without IPV6_V6ONLY, or IPv4 where the host has no IPv6
 	switch a.Family {
 	case plan.V4:
@@ -53,9 +87,9 @@ func bindTCP(a plan.Addr, reuse bool) (*socket, error) {
 	return s, err
 }
 
-// bindUnix listens on path. A socket file that nobody listens on any more is replaced; one that answers, and a file
+// BindUnix listens on path. A socket file that nobody listens on any more is replaced; one that answers, and a file
 // that is no socket, are left alone. mode 0 leaves the mode to the umask.
-func bindUnix(path string, mode os.FileMode) (*socket, error) {
+func BindUnix(path string, mode os.FileMode) (*Socket, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		if mode == 0 {
 			return nil
@@ -120,8 +154,17 @@ func ignoreInvalid(err error) error {
 	return err
 }
 
-// setReusePort switches SO_REUSEPORT of a live socket.
-func (s *socket) setReusePort(on bool) error {
+// SetReusePort switches SO_REUSEPORT of a live socket for good.
+func (s *Socket) SetReusePort(on bool) {
+	if s.reuse == on {
+		return
+	}
+	s.reuse = on
+	_ = s.setReusePort(on)
+	unshare(s.Addr)
+}
+
+func (s *Socket) setReusePort(on bool) error {
 	v := 0
 	if on {
 		v = 1
