@@ -1,7 +1,9 @@
 // Package state keeps small files that survive a power cut, in a folder that one daemon at a time may use.
 //
 // It promises that a reader sees the whole of the last value written or the whole of the one before, never a mixture,
-// and that the folder is ours until Close or the end of the process. It never looks into what it keeps.
+// that the folder is ours until Close or the end of the process, and that a disk which is full or read-only stops nobody
+// from starting: what is there can be read, every Write says why it could not be had, and Fault says so until it can. It
+// never looks into what it keeps.
 package state
 
 import (
@@ -13,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +32,11 @@ const (
 // Dir is a state folder that this process has locked.
 type Dir struct {
 	path string
-	lock *os.File // holds the flock for as long as any copy of this open file exists
+
+	mu    sync.Mutex // guards what follows
+	lock  *os.File   // holds the flock for as long as any copy of this open file exists; nil while there is no folder
+	fault error      // of the newest write; nil when it went well
+	need  int        // bytes that the write of fault wanted to keep
 }
 
 // A LockedError says that another process uses the folder. Pid is 0 when that process left no readable pid.
@@ -50,55 +57,116 @@ func (e *LockedError) Error() string {
 //
 // The lock is a flock on DIR/lock. The kernel drops it with the process that holds it, however that process ends, so
 // that a lock file left behind by a crash, with whatever pid in it, never stands in the way; the file is never removed.
+//
+// A disk that takes nothing (full, read-only, immutable, failing) is no error of Open: the folder is opened for reading,
+// and Fault says what is wrong. Without a right to be there, it is an error: that is a mistake of the configuration.
 func Open(dir string) (*Dir, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return nil, fmt.Errorf("cannot make the state folder: %w; make it by hand, or set state_dir to a folder that user %d may write", err, os.Getuid())
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, fileMode)
-	if err != nil {
-		return nil, fmt.Errorf("cannot lock the state folder: %w; set state_dir to a folder that user %d may write", err, os.Getuid())
-	}
-	d := &Dir{path: dir, lock: lock}
-	if err := d.take(); err != nil {
-		lock.Close()
+	d := &Dir{path: dir}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.open(); err != nil && (d.lock == nil && !ofDisk(err)) {
 		return nil, err
-	}
-	if err := d.sweep(); err != nil {
-		lock.Close()
-		return nil, err
+	} else if err != nil {
+		d.fault = err
 	}
 	return d, nil
 }
 
-// take locks the lock file and writes our pid into it, for the message of whoever comes second.
-func (d *Dir) take() error {
-	err := retryEINTR(func() error { return unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+// open makes, locks and cleans the folder. After an error the folder may be locked all the same, to be read. mu is held.
+func (d *Dir) open() error {
+	if err := os.MkdirAll(d.path, dirMode); err != nil {
+		return fmt.Errorf("cannot make the state folder: %w; %s", err, Remedy(d.path, err))
+	}
+	lock, fault := d.openLock()
+	if lock == nil {
+		return fmt.Errorf("cannot lock the state folder: %w; %s", fault, Remedy(d.path, fault))
+	}
+	if err := d.take(lock); err != nil {
+		lock.Close()
+		return err
+	}
+	d.lock = lock
+	return errors.Join(fault, d.sign(), d.sweep())
+}
+
+// openLock opens the lock file. Where the disk does not let it be written it is opened for reading, and where it cannot
+// even be made the folder is locked in its place; the error then says why.
+func (d *Dir) openLock() (*os.File, error) {
+	name := filepath.Join(d.path, lockName)
+	lock, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, fileMode)
+	if err == nil || !ofDisk(err) {
+		return lock, err
+	}
+	if lock, second := os.Open(name); second == nil {
+		return lock, err
+	}
+	lock, second := os.Open(d.path)
+	if second != nil {
+		return nil, second
+	}
+	return lock, err
+}
+
+// take locks the lock that openLock found.
+func (d *Dir) take(lock *os.File) error {
+	err := flock(lock)
+	if err == nil && d.folderLocked(lock) {
+		err = unix.EWOULDBLOCK
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return &LockedError{Dir: d.path, Pid: d.holder()}
+		return &LockedError{Dir: d.path, Pid: holder(lock)}
 	}
 	if err != nil {
 		return fmt.Errorf("lock the state folder %s: %w; its file system must support flock", d.path, err)
 	}
+	return nil
+}
+
+// folderLocked reports whether somebody has locked the folder itself, for want of a lock file. An error says no: some file
+// systems lock files alone.
+func (d *Dir) folderLocked(lock *os.File) bool {
+	folder, err := os.Open(d.path)
+	if err != nil {
+		return false
+	}
+	defer folder.Close()
+	return !same(folder, lock) && errors.Is(flock(folder), unix.EWOULDBLOCK)
+}
+
+func flock(f *os.File) error {
+	return retryEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+}
+
+func same(a, b *os.File) bool {
+	x, err := a.Stat()
+	y, second := b.Stat()
+	return err == nil && second == nil && os.SameFile(x, y)
+}
+
+// sign writes our pid into the lock file, for the message of whoever comes second.
+func (d *Dir) sign() error {
 	// One write of at most 21 bytes over the old text, then the cut: a reader in between sees our pid, at worst with
 	// the tail of a longer old line behind the line end.
 	text := strconv.Itoa(os.Getpid()) + "\n"
-	if _, err := d.lock.WriteAt([]byte(text), 0); err != nil {
-		return fmt.Errorf("lock the state folder: %w", err)
+	_, err := d.lock.WriteAt([]byte(text), 0)
+	if err == nil {
+		err = d.lock.Truncate(int64(len(text)))
 	}
-	if err := d.lock.Truncate(int64(len(text))); err != nil {
-		return fmt.Errorf("lock the state folder: %w", err)
+	if err != nil {
+		_ = d.lock.Truncate(0) // no pid is better than that of another
+		return fmt.Errorf("write the pid into the state folder's lock: %w", err)
 	}
 	return nil
 }
 
 // holder reads the pid that the holder of the lock wrote, or 0.
-func (d *Dir) holder() int {
+func holder(lock *os.File) int {
 	var buf [32]byte
-	n, _ := d.lock.ReadAt(buf[:], 0)
+	n, _ := lock.ReadAt(buf[:], 0)
 	line, _, _ := strings.Cut(string(buf[:n]), "\n")
 	pid, err := strconv.Atoi(line)
 	if err != nil || pid < 0 {
@@ -125,11 +193,22 @@ func (d *Dir) sweep() error {
 func (d *Dir) Path() string { return d.path }
 
 // Lock is the open lock file, for handing the folder over to the process that takes our place: whoever holds a copy of
-// the descriptor holds the lock. It stays ours to close.
-func (d *Dir) Lock() *os.File { return d.lock }
+// the descriptor holds the lock. It stays ours to close. It is nil while the folder could not even be made.
+func (d *Dir) Lock() *os.File {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.lock
+}
 
 // Close gives the folder up. A copy of Lock that another process holds keeps it locked.
-func (d *Dir) Close() error { return d.lock.Close() }
+func (d *Dir) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lock == nil {
+		return nil
+	}
+	return d.lock.Close()
+}
 
 // Write makes data the content of the file called name, durably: when it returns nil the value survives a power cut,
 // and at no time does a reader see anything but a whole value. The order is
@@ -149,22 +228,31 @@ func (d *Dir) Write(name string, data []byte) error {
 	if len(data) > maxSize {
 		return fmt.Errorf("state file %s: %d bytes are more than the %d a state file may have", name, len(data), maxSize)
 	}
-	tmp, err := os.CreateTemp(d.path, tmpPrefix+name+"-") // O_EXCL, 0600
+	err := d.write(name, data)
+	d.note(err, len(data))
 	if err != nil {
 		return fmt.Errorf("write state file %s: %w", name, err)
 	}
-	if err := fill(tmp, data); err != nil {
-		_ = os.Remove(tmp.Name())
-		return fmt.Errorf("write state file %s: %w", name, err)
-	}
-	if err := os.Rename(tmp.Name(), filepath.Join(d.path, name)); err != nil {
-		_ = os.Remove(tmp.Name())
-		return fmt.Errorf("write state file %s: %w", name, err)
-	}
-	if err := d.sync(); err != nil {
-		return fmt.Errorf("write state file %s: %w", name, err)
-	}
 	return nil
+}
+
+func (d *Dir) write(name string, data []byte) error {
+	if err := d.again(); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(d.path, tmpPrefix+name+"-") // O_EXCL, 0600
+	if err != nil {
+		return err
+	}
+	err = fill(tmp, data)
+	if err == nil {
+		err = os.Rename(tmp.Name(), filepath.Join(d.path, name))
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+		return err
+	}
+	return d.sync()
 }
 
 // fill writes, syncs and closes f.
@@ -208,8 +296,24 @@ func (d *Dir) Remove(name string) error {
 	if err == nil {
 		err = d.sync()
 	}
+	d.note(err, 0)
 	if err != nil {
 		return fmt.Errorf("remove state file %s: %w", name, err)
+	}
+	return nil
+}
+
+// Rename gives the file called name another one, durably, without reading it. What had that name before is replaced.
+func (d *Dir) Rename(name, to string) error {
+	if err := errors.Join(check(name), check(to)); err != nil {
+		return err
+	}
+	err := os.Rename(filepath.Join(d.path, name), filepath.Join(d.path, to))
+	if err == nil {
+		err = d.sync()
+	}
+	if err != nil {
+		return fmt.Errorf("rename state file %s: %w", name, err)
 	}
 	return nil
 }

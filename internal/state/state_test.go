@@ -21,6 +21,8 @@ func TestMain(m *testing.M) {
 		hold(os.Args[len(os.Args)-1])
 	case "write":
 		writeForever(os.Args[len(os.Args)-1])
+	case "once":
+		writeOnce(os.Args[len(os.Args)-1])
 	default:
 		os.Exit(m.Run())
 	}
@@ -52,6 +54,19 @@ func writeForever(dir string) {
 			fmt.Println("writing")
 		}
 	}
+}
+
+// writeOnce writes one value over another.
+func writeOnce(dir string) {
+	d, err := Open(dir)
+	if err == nil {
+		err = d.Write("value", pattern(1))
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("written")
 }
 
 // pattern is a value of which every byte tells which value it belongs to; lengths differ.
@@ -218,7 +233,7 @@ func TestNamesStayInsideTheFolder(t *testing.T) {
 }
 
 // A killed writer leaves what a power cut leaves: any prefix of its system calls.
-func TestReaderNeverSeesATornFileWhenWritersAreKilled(t *testing.T) {
+func TestD02_ReaderNeverSeesATornFileWhenWritersAreKilled(t *testing.T) {
 	dir := t.TempDir()
 	for round := range 12 {
 		writer, said := child(t, "write", dir)
