@@ -82,7 +82,7 @@ func effects() map[string][2]string {
 		"shutdown_timeout": "1", "shutdown_delay": "1", "drain_timeout": "1", "trusted_proxies": "[10.0.0.0/8]",
 		"metrics.enabled": "false", "metrics.address": "\":9000\"", "admin.socket": "/run/x.sock", "admin.mode": "\"0660\"", "admin.group": "x",
 		"admin.allow": "[write]", "log.level": "debug", "log.format": "json", "log.access.enabled": "false", "log.access.format": "text",
-		"log.access.sample": "2", "log.access.file": "/x", "state_dir": "/x", "port_policy.on_busy": "fail", "port_policy.give_up_after": "1",
+		"log.access.sample": "2", "log.access.file": "/x", "state_dir": "/x", "app_ports": "4000-4100", "engine.kind": "docker", "engine.socket": "unix:///x", "port_policy.on_busy": "fail", "port_policy.give_up_after": "1",
 		"port_policy.reuse_port": "true", "sites": "{\"http://x.y\": 1}", "upstreams": "{x: {targets: [\"a:1\"]}}",
 	} {
 		top(key, value)
@@ -284,7 +284,7 @@ sites:
 // TestWhatIsNotInThisVersionIsRefused writes each line of the table and sees it named.
 func TestWhatIsNotInThisVersionIsRefused(t *testing.T) {
 	where := map[string]string{
-		"File": "%s\n", "Timeouts": "timeouts: {%s}\n", "PortPolicy": "port_policy: {%s}\n",
+		"File": "%s\n", "Engine": "engine: {%s}\n", "Timeouts": "timeouts: {%s}\n", "PortPolicy": "port_policy: {%s}\n",
 		"PortObject":  "routes: [{match: {ports: [{port: 80, %s}]}, action: {block: }}]\n",
 		"Match":       "routes: [{match: {ports: [80], %s}, action: {block: }}]\n",
 		"Action":      "routes: [{match: {ports: [80]}, action: {targets: [\"a:1\"], %s}}]\n",

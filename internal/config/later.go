@@ -4,8 +4,9 @@ package config
 // hold them, and single values as KEY=VALUE. A version that enforces one of them takes the line out.
 var notYet = map[string][]string{
 	"File": {
-		"acme", "app_ports", "apps", "certificates", "dashboard", "default_certificate", "engine", "http3", "notify", "previews",
+		"acme", "apps", "certificates", "dashboard", "default_certificate", "http3", "notify", "previews",
 	},
+	"Engine":      {"labels", "ports", "domains", "import_traefik", "pull"},
 	"Timeouts":    {"tls_handshake"},
 	"PortPolicy":  {"take_over=own", "take_over=any"},
 	"PortObject":  {"take_over=own", "take_over=any"},

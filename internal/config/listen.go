@@ -223,6 +223,30 @@ func (l *load) busyWithUs(byAddr map[plan.Addr]*listener, list []*listener) {
 	}
 }
 
+// leased finds ports that app_ports, where it is written, would lease away. The default range gives way to any port.
+func (l *load) leased(own map[string]plan.Addr, list []*listener) {
+	if l.places["app_ports"].File == "" {
+		return
+	}
+	leases := plan.PortRange{Lo: l.file.AppPorts.Lo, Hi: l.file.AppPorts.Hi}
+	for _, ln := range list {
+		for _, a := range append([]plan.Addr{ln.addr}, ln.fallback...) {
+			if a.Network == plan.TCP && leases.Has(a.Port) {
+				l.fault("app_ports", "choose another range, or another port there", "%s covers %s, the port of %s at %s",
+					leases, a, ln.users[0], place(ln.ref.pos(ln.at)))
+				break
+			}
+		}
+	}
+	for _, path := range []string{"admin.address", "metrics.address"} {
+		if a, ok := own[path]; ok && leases.Has(a.Port) {
+			at := l.placeOf(path)
+			l.fault("app_ports", "choose another range, or another port there", "%s covers %s, which is %s at %s:%d:%d",
+				leases, a, path, at.File, at.Line, at.Col)
+		}
+	}
+}
+
 // ownAddresses finds ports of routes that metrics and admin want, too, and both wanting the same.
 func (l *load) ownAddresses(list []*listener) {
 	own := map[string]plan.Addr{}
@@ -241,6 +265,7 @@ func (l *load) ownAddresses(list []*listener) {
 	if l.file.Admin.Socket != "" {
 		own["admin.socket"] = plan.Addr{Network: plan.Unix, Path: l.file.Admin.Socket}
 	}
+	l.leased(own, list)
 	for path, addr := range own {
 		for _, ln := range list {
 			if ln.addr.Overlaps(addr) {

@@ -237,3 +237,14 @@ func TestExpandHidesSecretsAndShowsDefaults(t *testing.T) {
 		t.Error("the secret is shown")
 	}
 }
+
+// TestLeaseRangeNotWrittenGivesWay keeps a configuration that never heard of leases valid.
+func TestLeaseRangeNotWrittenGivesWay(t *testing.T) {
+	p := loadText(t, one("ports: [32100]", toA, ""))
+	if p.Settings.AppPorts != (plan.PortRange{Lo: 32100, Hi: 32200}) {
+		t.Errorf("app_ports %v", p.Settings.AppPorts)
+	}
+	if _, _, err := tryText(t, one("ports: [32100]", toA, "app_ports: 32100-32200\n")); err == nil {
+		t.Error("the same range, written, covers a route's port and was taken")
+	}
+}

@@ -29,6 +29,8 @@ func (l *load) settings(s *plan.Settings) {
 		Metrics:        plan.MetricsSettings{Enabled: f.Metrics.Enabled, Address: string(f.Metrics.Address)},
 		StateDir:       f.StateDir,
 		LogLevel:       f.Log.Level, LogFormat: f.Log.Format,
+		AppPorts:  plan.PortRange{Lo: f.AppPorts.Lo, Hi: f.AppPorts.Hi},
+		Engine:    plan.EngineSettings{Kind: f.Engine.Kind, Socket: string(f.Engine.Socket)},
 		AccessLog: plan.AccessLog{Enabled: f.Log.Access.Enabled, Format: f.Log.Access.Format, Sample: f.Log.Access.Sample, File: f.Log.Access.File},
 	}
 	for _, p := range f.ByName.Ports {

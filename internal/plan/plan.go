@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -55,6 +56,8 @@ type Settings struct {
 	StateDir            string        // cannot change at reload
 	LogLevel, LogFormat string        // "debug|info|warn|error", "auto|json|text"
 	AccessLog           AccessLog
+	AppPorts            PortRange // what is leased to apps
+	Engine              EngineSettings
 }
 
 // Timeouts are the clocks of a plain connection. In a Route they are complete: what the route does not say is the
@@ -99,6 +102,29 @@ type AccessLog struct {
 	Format  string // "json" | "text"
 	Sample  int
 	File    string // "" = stdout
+}
+
+// A PortRange is the ports from Lo to Hi, both included. The zero PortRange holds port 0 alone, which is none.
+type PortRange struct{ Lo, Hi uint16 }
+
+// Has reports whether the range holds the port.
+func (r PortRange) Has(port uint16) bool { return r.Lo <= port && port <= r.Hi }
+
+// String is the range as configuration writes it.
+func (r PortRange) String() string {
+	if r.Lo == r.Hi {
+		return strconv.Itoa(int(r.Lo))
+	}
+	return strconv.Itoa(int(r.Lo)) + "-" + strconv.Itoa(int(r.Hi))
+}
+
+// MarshalText makes a range a text in JSON and YAML.
+func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// EngineSettings say which container engine is asked. Socket is "" or the path of a unix socket.
+type EngineSettings struct {
+	Kind   string // "auto" | "podman" | "docker"
+	Socket string
 }
 
 // A Secret prints as "***" wherever it is printed.

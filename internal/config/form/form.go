@@ -53,6 +53,11 @@ type File struct {
 	StateDir string `yaml:"state_dir"`
 	// What happens when a port is busy. Each key may also stand in a port object.
 	PortPolicy PortPolicy `yaml:"port_policy"`
+	// Ports that are leased to apps, both ends included; the lowest free one first. Keep it below the ephemeral ports
+	// (net.ipv4.ip_local_port_range), and away from the ports of routes.
+	AppPorts PortRange `yaml:"app_ports"`
+	// The container engine. Ports that its containers publish are not leased to apps.
+	Engine Engine `yaml:"engine"`
 	// Whole sites by name, in one line each. The key is `http://NAME` or `http://NAME:PORT`; the value is HOST:PORT, a port
 	// number on this host, a list of those, a folder (`./public`), or a map with the keys of an action.
 	Sites map[string]Site `yaml:"sites"`
@@ -86,6 +91,8 @@ func (f *File) Defaults() {
 	f.Admin.Defaults()
 	f.Log.Defaults()
 	f.PortPolicy.Defaults()
+	f.AppPorts = PortRange{32100, 32200}
+	f.Engine.Defaults()
 }
 
 // ByName bounds by-name forwarding.
@@ -215,6 +222,17 @@ type PortPolicy struct {
 
 // Defaults of port_policy.
 func (p *PortPolicy) Defaults() { p.OnBusy, p.TakeOver = "retry", "never" }
+
+// Engine is podman or docker.
+type Engine struct {
+	// `auto` asks whichever answers at the usual places, $DOCKER_HOST included.
+	Kind string `yaml:"kind" oneof:"auto,podman,docker"`
+	// A path or unix:// URL instead of the usual places.
+	Socket EngineSocket `yaml:"socket"`
+}
+
+// Defaults of engine.
+func (e *Engine) Defaults() { e.Kind = "auto" }
 
 // SSHRoute is one entry of the older form.
 type SSHRoute struct {

@@ -120,6 +120,41 @@ func (p *PortText) numbers(s string) (err error) {
 	return nil
 }
 
+// PortRange is a port, or two with a dash between them.
+type PortRange struct{ Lo, Hi uint16 }
+
+// ReadText reads it.
+func (p *PortRange) ReadText(s string) error {
+	var t PortText
+	if err := t.numbers(s); err != nil {
+		return err
+	}
+	*p = PortRange{t.Lo, t.Hi}
+	if n := int(t.Hi) - int(t.Lo) + 1; n > maxAppPorts {
+		return strict.Faultf("write at most "+strconv.Itoa(maxAppPorts), "%s are %d ports", short(s), n)
+	}
+	return nil
+}
+
+// maxAppPorts bounds the leases, each of which may hold a descriptor.
+const maxAppPorts = 4096
+
+// EngineSocket is the path of a unix socket, also written as a unix:// URL.
+type EngineSocket string
+
+// ReadText reads it.
+func (e *EngineSocket) ReadText(s string) error {
+	path := strings.TrimPrefix(s, "unix://")
+	*e = EngineSocket(path)
+	switch {
+	case s == "":
+		return nil
+	case !strings.HasPrefix(path, "/"):
+		return strict.Faultf("write unix:///run/podman/podman.sock", "%q is no absolute path of a unix socket", short(s))
+	}
+	return SocketPath(path)
+}
+
 // Port is a PortText, or an object with a policy of its own.
 type Port struct {
 	PortObject

@@ -148,6 +148,7 @@ func kind(f reflect.StructField) string {
 		reflect.TypeFor[TargetPort](): "number or `preserve`", reflect.TypeFor[StatusRange](): "status or range", reflect.TypeFor[PortNumber](): "port",
 		reflect.TypeFor[AllowName](): "name", reflect.TypeFor[HostPort](): "HOST:PORT", reflect.TypeFor[ListenAddress](): "HOST:PORT",
 		reflect.TypeFor[HostName](): "host", reflect.TypeFor[PathPattern](): "path", reflect.TypeFor[RateKey](): "key",
+		reflect.TypeFor[PortRange](): "port or range", reflect.TypeFor[EngineSocket](): "path or unix:// URL",
 		reflect.TypeFor[RedirectTo](): "`https` or URL", reflect.TypeFor[FileName](): "file name", reflect.TypeFor[Network](): "CIDR",
 	}[t]; word != "" {
 		return list + word

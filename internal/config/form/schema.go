@@ -200,6 +200,8 @@ func Default(v reflect.Value) string {
 		return strconv.FormatFloat(float64(x)*100, 'f', -1, 64) + "%"
 	case StatusRange:
 		return fmt.Sprintf("%d-%d", x.Min, x.Max)
+	case PortRange:
+		return fmt.Sprintf("%d-%d", x.Lo, x.Hi)
 	case []RetryCause:
 		if len(x) > 0 {
 			return "[connect]"
