@@ -6,11 +6,9 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -64,6 +62,7 @@ type Daemon struct {
 	events  *logs.Ring[api.Event]
 	metrics *prometheus.Registry
 	state   *state.Dir
+	aside   atomic.Pointer[asideLayer] // an API layer that was left out; nil when there is none
 	access  accessLog
 	guard   *guard.Guard
 	pools   *pools.Pools
@@ -148,10 +147,10 @@ func (d *Daemon) start(ctx context.Context) int {
 		return d.fail(err)
 	}
 	d.undo.push("state", func(context.Context) { _ = d.state.Close() })
-	layer, err := d.readLayer()
-	if err != nil {
-		return d.fail(err)
+	if err := d.state.Fault(); err != nil {
+		d.log.Error("state folder", "err", err, "remedy", state.Remedy(d.state.Path(), err))
 	}
+	layer := d.readLayer()
 	if layer != nil {
 		if with, err := control.Load(nil, d.o.Config, layer); err == nil {
 			first = with
@@ -169,6 +168,7 @@ func (d *Daemon) start(ctx context.Context) int {
 	}
 	d.work(run, "guard", d.guard.Run)
 	d.work(run, "memory", d.tidy)
+	d.work(run, "state", d.watchState)
 	d.work(run, "pools", d.pools.Run)
 	d.work(run, "ports", d.ports.Run)
 	if err := d.loop.Start(ctx, first); err != nil {
@@ -242,50 +242,6 @@ func (d *Daemon) internal(string) http.Handler { return http.NotFoundHandler() }
 func (d *Daemon) event(kind, object, message string) {
 	e := api.Event{Time: time.Now(), Kind: kind, Object: object, Message: message}
 	d.events.Add(e)
-}
-
-// layerFile holds the API's part of the configuration.
-const layerFile = "api.json"
-
-// readLayer returns nil when there is none that can be read.
-func (d *Daemon) readLayer() (*config.Layer, error) {
-	data, err := d.state.Read(layerFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	layer := &config.Layer{}
-	if err := json.Unmarshal(data, layer); err != nil {
-		d.setAside(err)
-		return nil, nil
-	}
-	return layer, nil
-}
-
-// setAside keeps an API layer that does not fit under another name, so that the next edit does not overwrite it. The
-// files are served all the same: a machine that was restarted at night shall serve what it can.
-func (d *Daemon) setAside(why error) {
-	const aside = "api-refused.json"
-	data, err := d.state.Read(layerFile)
-	if err == nil {
-		err = d.state.Write(aside, data)
-	}
-	if err != nil {
-		d.log.Error("api layer", "err", err)
-	}
-	d.log.Error("routes set by API are left out; mend the file or the configuration and set them again",
-		"path", d.state.Path()+"/"+aside, "err", why)
-	d.event("config.refused", layerFile, why.Error())
-}
-
-func (d *Daemon) saveLayer(l *config.Layer) error {
-	data, err := json.MarshalIndent(l, "", "  ")
-	if err != nil {
-		return err
-	}
-	return d.state.Write(layerFile, data)
 }
 
 // fail prints why the daemon does not start and returns the exit code for it.

@@ -78,6 +78,7 @@ func (d *Daemon) problems() []api.Trouble {
 			Remedy: "mend the configuration and run `quaymaster reload`; the one before goes on serving",
 		})
 	}
+	out = append(out, d.stateTroubles()...)
 	for _, p := range d.ports.Status() {
 		if t := portTrouble(p); t != nil {
 			out = append(out, *t)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,9 @@ func (d *Dir) Check() error {
 		return nil
 	}
 	err := d.probe(size)
+	if err != nil {
+		err = fmt.Errorf("write in %s: %w", d.path, cause(err))
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.fault = err // need stays: the write that failed is still the one to be made
@@ -81,6 +85,19 @@ func (d *Dir) again() error {
 }
 
 var errReplaced = errors.New("it was removed or replaced")
+
+// cause cuts the name of a temporary file off an error: it means nothing to a person, and differs each time.
+func cause(err error) error {
+	var of *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &of) && strings.Contains(of.Path, tmpPrefix):
+		return of.Err
+	case errors.As(err, &link):
+		return link.Err
+	}
+	return err
+}
 
 // ofDisk reports whether err is the disk's fault: nothing that a right or another path would mend.
 func ofDisk(err error) bool {

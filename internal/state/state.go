@@ -229,11 +229,11 @@ func (d *Dir) Write(name string, data []byte) error {
 		return fmt.Errorf("state file %s: %d bytes are more than the %d a state file may have", name, len(data), maxSize)
 	}
 	err := d.write(name, data)
-	d.note(err, len(data))
 	if err != nil {
-		return fmt.Errorf("write state file %s: %w", name, err)
+		err = fmt.Errorf("write state file %s: %w", filepath.Join(d.path, name), cause(err))
 	}
-	return nil
+	d.note(err, len(data))
+	return err
 }
 
 func (d *Dir) write(name string, data []byte) error {
@@ -296,11 +296,11 @@ func (d *Dir) Remove(name string) error {
 	if err == nil {
 		err = d.sync()
 	}
-	d.note(err, 0)
 	if err != nil {
-		return fmt.Errorf("remove state file %s: %w", name, err)
+		err = fmt.Errorf("remove state file %s: %w", filepath.Join(d.path, name), cause(err))
+		d.note(err, 0)
 	}
-	return nil
+	return err
 }
 
 // Rename gives the file called name another one, durably, without reading it. What had that name before is replaced.
