@@ -32,6 +32,8 @@ type Options struct {
 	Followers []Named // in the order of Prepare and Commit; aborted in reverse
 	// Save makes the API layer durable. It is called after every Prepare has succeeded and before the first Commit.
 	Save func(*config.Layer) error
+	// Ready is asked once, when the first plan is prepared and nothing of it shows. An error ends the start. nil: go on.
+	Ready func() error
 	// Touched counts the connections a change would disturb; nil counts none.
 	Touched  func(from, to *plan.Plan) int
 	Event    func(kind, object, message string)
@@ -245,6 +247,12 @@ func (l *Loop) follow(ctx context.Context, next *State) error {
 		}
 		steps = append(steps, step)
 	}
+	if l.o.Ready != nil && l.now.Load() == nil {
+		if err := l.o.Ready(); err != nil {
+			abort()
+			return err
+		}
+	}
 	if old := l.now.Load(); l.o.Save != nil && old != nil && old.Layer != next.Layer {
 		if err := l.o.Save(next.Layer); err != nil {
 			abort()
@@ -306,12 +314,38 @@ func brief(err error) string {
 // stays as it is.
 func (l *Loop) Freeze(why error) {
 	l.mu.Lock()
-	if l.frozen == nil {
+	if l.frozen == nil || l.frozen == ErrUpgrading {
 		l.frozen = why
 	}
 	l.cancelUndo()
 	l.mu.Unlock()
 	l.timers.Wait()
+}
+
+// ErrUpgrading says that no change is taken because a successor is being started.
+var ErrUpgrading = errors.New("an upgrade is under way; repeat the change when it is over")
+
+// ErrUnconfirmed says that there can be no successor while a reload may still go back.
+var ErrUnconfirmed = errors.New("a reload waits for its confirmation; run `quaymaster confirm`, or wait until it has gone back")
+
+// Suspend makes every change fail with ErrUpgrading until resume is called; a change under way ends first.
+func (l *Loop) Suspend() (resume func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.closed(); err != nil {
+		return nil, err
+	}
+	if l.undo != nil {
+		return nil, ErrUnconfirmed
+	}
+	l.frozen = ErrUpgrading
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.frozen == ErrUpgrading {
+			l.frozen = nil
+		}
+	}, nil
 }
 
 // undo is a state to go back to.

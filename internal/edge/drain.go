@@ -16,10 +16,33 @@ const (
 	farewell = time.Second
 )
 
+// Leave lets every connection end in its own time, for the successor that takes the new ones: HTTP/1.1 connections get
+// Connection: close on their next answer and stay until then, or until keep_alive. It returns when the last has left, or
+// with ctx; Drain may follow.
+func (e *Edge) Leave(ctx context.Context) (left int) {
+	e.leaving.Store(true)
+	e.mu.Lock()
+	for t := range e.timers {
+		t.Stop()
+	}
+	if e.count == 0 {
+		e.signalQuiet()
+	}
+	e.mu.Unlock()
+	select {
+	case <-e.quiet:
+		return 0
+	case <-ctx.Done():
+		_, left = e.Connections(0)
+		return left
+	}
+}
+
 // Drain lets every connection end: HTTP/1.1 connections get Connection: close on their next answer and are closed after
 // a second without a byte, transfers and tunnels finish. When ctx ends the rest is cut, WebSockets with 1001, tunnels
 // with a FIN. It returns how many were cut. Connections may still be handed to ServeConn while it runs.
 func (e *Edge) Drain(ctx context.Context) (cut int) {
+	e.leaving.Store(true)
 	e.draining.Store(true)
 	e.mu.Lock()
 	for t := range e.timers {
@@ -108,7 +131,7 @@ func (e *Edge) depart(gone []*proxy.Route, next *plan.Plan) {
 			drained = append(drained, stand{c, r})
 		}
 	}
-	if len(drained) > 0 && !e.draining.Load() {
+	if len(drained) > 0 && !e.leaving.Load() {
 		e.endLater(drained, next.Settings.DrainTimeout)
 	}
 }
@@ -129,7 +152,7 @@ func (e *Edge) overtaken(c *conn, r *proxy.Route, s *snapshot) {
 	switch {
 	case r.Plan.OnRemove == plan.CloseOnRemove:
 		c.end()
-	case !e.draining.Load():
+	case !e.leaving.Load():
 		e.endLater([]stand{{c, r}}, now.plan.Settings.DrainTimeout)
 	}
 }

@@ -42,7 +42,8 @@ type Edge struct {
 	snap   atomic.Pointer[snapshot]
 	nextID atomic.Uint64
 
-	draining atomic.Bool
+	leaving  atomic.Bool // answers end their connection; the last one that leaves closes quiet
+	draining atomic.Bool // and idle ones are not waited for
 	dialling context.Context // what targets of tunnels are dialled under; abandon ends it
 	abandon  context.CancelFunc
 
@@ -66,7 +67,7 @@ func New(o Options) *Edge {
 	e := &Edge{o: o, quiet: make(chan struct{})}
 	e.access.out = o.Access
 	e.dialling, e.abandon = context.WithCancel(context.Background())
-	e.h1 = &http1.Options{Handle: handle, Settings: e.settings, Draining: e.draining.Load, Refuse: refuseHead}
+	e.h1 = &http1.Options{Handle: handle, Settings: e.settings, Leaving: e.leaving.Load, Draining: e.draining.Load, Refuse: refuseHead}
 	return e
 }
 
@@ -218,7 +219,7 @@ func (e *Edge) remove(c *conn) {
 	}
 	c.prev, c.next = nil, nil
 	e.count--
-	if e.count == 0 && e.draining.Load() {
+	if e.count == 0 && e.leaving.Load() {
 		e.signalQuiet()
 	}
 	e.mu.Unlock()

@@ -160,6 +160,9 @@ func (c *change) Commit() {
 		c.gone = nil
 		return
 	}
+	if !ps.planned {
+		ps.keepAll()
+	}
 	ps.planned = true
 	for _, p := range c.gone {
 		delete(ps.ports, p.plan.Addr)

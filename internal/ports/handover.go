@@ -185,6 +185,16 @@ func (ps *Ports) Decline() []plan.Addr {
 	return out
 }
 
+// keepAll makes what a predecessor gave ours; mu is held. The first Commit comes after the predecessor has let go.
+func (ps *Ports) keepAll() {
+	for _, o := range ps.own {
+		o.socket.Keep()
+	}
+	for _, s := range ps.idle { // those that ports have taken are still among them
+		s.Keep()
+	}
+}
+
 // Admit lets admin and metrics accept; until then, with Options.Held, clients wait in the kernel.
 func (ps *Ports) Admit() { ps.gate.open() }
 

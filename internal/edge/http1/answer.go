@@ -26,7 +26,7 @@ func (e *exchange) Begin(h *wire.Head, n int64) (wire.Sink, error) {
 	case n < 0:
 		f = wire.ByChunks
 	}
-	e.closing = e.closing || h.Close || e.k.draining() || e.unwelcome()
+	e.closing = e.closing || h.Close || e.k.leaving() || e.unwelcome()
 	e.head = wire.AppendResponse(e.head[:0], h, f, n, e.closing)
 	if e.minor0 && !e.closing {
 		e.head = append(e.head[:len(e.head)-2], "Connection: keep-alive\r\n\r\n"...)

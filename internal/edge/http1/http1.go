@@ -30,7 +30,9 @@ type Options struct {
 	Handle func(ex *wire.Exchange)
 	// Settings are asked for anew with each request.
 	Settings func() Settings
-	// Draining makes answers carry Connection: close, and connections end after a second without a byte. nil: never.
+	// Leaving makes answers carry Connection: close. nil: never.
+	Leaving func() bool
+	// Draining, which goes with Leaving, makes connections end after a second without a byte. nil: never.
 	Draining func() bool
 	// Refuse is told about a request that could not be read, and the id that its answer names; it has been answered
 	// already. nil: nobody is told.
@@ -115,6 +117,8 @@ func (k *conn) park() error {
 		}
 	}
 }
+
+func (k *conn) leaving() bool { return k.o.Leaving != nil && k.o.Leaving() }
 
 func (k *conn) draining() bool { return k.o.Draining != nil && k.o.Draining() }
 

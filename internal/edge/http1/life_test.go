@@ -123,7 +123,7 @@ func TestIdleConnectionEndsWithKeepAlive(t *testing.T) {
 
 func TestDrainingConnections(t *testing.T) {
 	var draining atomic.Bool
-	options := Options{Handle: echo, Draining: draining.Load}
+	options := Options{Handle: echo, Leaving: draining.Load, Draining: draining.Load}
 	t.Run("the next answer says close", func(t *testing.T) {
 		k := serve(t, options)
 		k.say(get)

@@ -81,6 +81,7 @@ func Adopt(in Inherited) (*Socket, error) {
 		return nil, err
 	}
 	s.Name, s.Kept, s.Given, s.Want = in.Name, in.Systemd, in.Given, in.Want
+	s.lent.Store(in.Given)
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 		if !s.Kept {

@@ -68,6 +68,7 @@ type Socket struct {
 	file  fs.FileInfo // of a unix socket: removed at close if it is still this one
 	reuse bool        // SO_REUSEPORT for good, not for the moment of a bind beside us
 
+	lent atomic.Bool  // a predecessor still accepts on it: only our descriptor is ours
 	end  atomic.Int32 // an End; the fast look of the accept loop
 	mu   sync.Mutex   // guards what follows
 	over chan struct{}
@@ -165,6 +166,9 @@ func (s *Socket) Stop(how End) <-chan struct{} {
 	return s.done
 }
 
+// Keep makes a socket that a predecessor gave ours alone: until then its queue and its file are the predecessor's.
+func (s *Socket) Keep() { s.lent.Store(false) }
+
 // Release closes our descriptor of a parked socket that a successor has: its queue and the file of a unix socket are the
 // successor's.
 func (s *Socket) Release() {
@@ -209,6 +213,10 @@ func noDescriptor(err error) bool { return errors.Is(err, unix.EMFILE) || errors
 func (s *Socket) discard() {
 	if s.Kept {
 		s.end.Store(int32(Park))
+		return
+	}
+	if s.lent.Load() {
+		s.ln.Close()
 		return
 	}
 	s.unlink()
