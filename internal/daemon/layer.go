@@ -20,7 +20,7 @@ const (
 )
 
 // stateEvery is how often the state folder is looked at.
-const stateEvery = 10 * time.Second
+const stateEvery = 3 * time.Second
 
 // asideLayer is an API layer that was left out at start.
 type asideLayer struct {

@@ -163,13 +163,14 @@ func (d *Dir) sign() error {
 	return nil
 }
 
-// holder reads the pid that the holder of the lock wrote, or 0.
+// holder reads the pid that the holder of the lock wrote; 0 when there is none, or when it is that of a dead process:
+// on a disk that cannot be written the one before us may have been the last to sign.
 func holder(lock *os.File) int {
 	var buf [32]byte
 	n, _ := lock.ReadAt(buf[:], 0)
 	line, _, _ := strings.Cut(string(buf[:n]), "\n")
 	pid, err := strconv.Atoi(line)
-	if err != nil || pid < 0 {
+	if err != nil || pid <= 0 || errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 		return 0
 	}
 	return pid
