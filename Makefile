@@ -16,7 +16,7 @@ run: build
 	./scripts/quickstart $(ARGS)
 
 test-deps:
-	./scripts/deps gcc:build-essential curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client
+	./scripts/deps gcc:build-essential curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client strace:strace
 
 test: test-deps
 	$(GO) test -race -timeout 13m ./...
