@@ -118,7 +118,7 @@ admin.socket of the configuration.`,
 	f.BoolVar(&s.json, "json", false, "print JSON")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
-		s.runVerb(), s.checkVerb(), s.reloadVerb(), s.confirmVerb(), s.stopVerb(), s.statusVerb(), s.portsVerb(),
+		s.runVerb(), s.checkVerb(), s.reloadVerb(), s.confirmVerb(), s.stopVerb(), s.upgradeVerb(), s.statusVerb(), s.portsVerb(),
 		s.routesVerb(), s.explainVerb(), s.schemaVerb(), s.echoVerb(), s.versionVerb(),
 	)
 	return root

@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/quaymaster/quaymaster/internal/api"
 	"github.com/quaymaster/quaymaster/internal/daemon"
 )
 
@@ -17,12 +20,13 @@ func (s *shell) runVerb() *cobra.Command {
 		Use: "run", Short: "Serve until a signal or \"quaymaster stop\" ends it", Args: cobra.NoArgs,
 		Long: `Serves the configuration until a signal or "quaymaster stop" ends it.
 
-TERM and INT drain, a second one ends at once; HUP and USR1 reload. Exit codes: 0 stopped well, 1 failed, 2 invalid
+TERM and INT drain, a second one ends at once; HUP and USR1 reload, USR2 upgrades. Exit codes: 0 stopped well, 1 failed, 2 invalid
 configuration, 3 a port could not be had, 4 connections were cut at the deadline or by a second signal.`,
 		Example: "  quaymaster run -c quaymaster.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.run(c.Context(), daemon.Options{
 				Config: s.config, Socket: s.socket, Watch: watch, Strict: strict, Version: version, Out: s.out, Err: s.err,
+				Program: program(), Args: os.Args[1:],
 			})
 		},
 	}
@@ -31,16 +35,29 @@ configuration, 3 a port could not be had, 4 connections were cut at the deadline
 	return c
 }
 
+// program is the file that this process was started from, by the name it was started by: another file may stand there
+// when the daemon is upgraded.
+func program() string {
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		path, _ = os.Executable()
+	}
+	return path
+}
+
 // run turns signals into what they ask of the daemon.
 func (s *shell) run(ctx context.Context, o daemon.Options) error {
 	d := daemon.New(o)
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	signal.Ignore(syscall.SIGPIPE)
 	defer signal.Stop(signals)
 	over := make(chan struct{})
 	heard := make(chan struct{})
-	go obey(d, signals, over, heard)
+	go obey(ctx, d, signals, over, heard)
 	code := d.Run(ctx)
 	close(over)
 	<-heard
@@ -51,7 +68,7 @@ func (s *shell) run(ctx context.Context, o daemon.Options) error {
 }
 
 // obey passes signals on until over is closed, and then closes heard.
-func obey(d *daemon.Daemon, signals <-chan os.Signal, over <-chan struct{}, heard chan<- struct{}) {
+func obey(ctx context.Context, d *daemon.Daemon, signals <-chan os.Signal, over <-chan struct{}, heard chan<- struct{}) {
 	defer close(heard)
 	stopping := false
 	for {
@@ -62,6 +79,8 @@ func obey(d *daemon.Daemon, signals <-chan os.Signal, over <-chan struct{}, hear
 			switch sig {
 			case syscall.SIGHUP, syscall.SIGUSR1:
 				d.Reload()
+			case syscall.SIGUSR2:
+				go func() { _, _ = d.Upgrade(ctx, api.UpgradeOptions{}) }() // it logs what becomes of it, and ends with ctx or Run
 			default:
 				if stopping {
 					d.Cut()

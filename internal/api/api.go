@@ -32,7 +32,8 @@ type Options struct {
 	Connections func() []Connection
 	Explain     func(ctx context.Context, q Question) (*Explanation, error)
 	Events      *logs.Ring[Event]
-	Stop        func()             // begins the drain and returns
+	Stop        func() // begins the drain and returns
+	Upgrade     func(ctx context.Context, o UpgradeOptions) (*Upgraded, error)
 	Metrics     http.Handler       // nil: metrics are disabled
 	Admin       plan.AdminSettings // who may come over TCP, and which group over the socket
 	Log         *slog.Logger
@@ -103,6 +104,7 @@ func endpoints() []endpoint {
 		{"POST", "/v1/reload", write, false, (*API).reload, "Read the files again and follow them", []string{"dry_run", "confirm"}, Change{}},
 		{"POST", "/v1/confirm", write, false, (*API).confirm, "Keep a reload that waits for it", nil, Confirmed{}},
 		{"POST", "/v1/stop", write, false, (*API).stop, "Drain and end", nil, Stopping{}},
+		{"POST", "/v1/upgrade", write, false, (*API).upgrade, "Replace the daemon by a new process", nil, Upgraded{}},
 		{"GET", "/v1/graph", read, false, (*API).graph, "What hangs on what, from port to target", nil, Graph{}},
 		{"GET", "/v1/connections", read, false, (*API).connections, "Every client connection", nil, []Connection{}},
 		{"GET", "/v1/events", read, false, (*API).events, "What happens, as server-sent events", []string{"last"}, Event{}},

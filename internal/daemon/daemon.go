@@ -25,11 +25,11 @@ import (
 	"github.com/quaymaster/quaymaster/internal/control"
 	"github.com/quaymaster/quaymaster/internal/edge"
 	"github.com/quaymaster/quaymaster/internal/guard"
+	"github.com/quaymaster/quaymaster/internal/handover"
 	"github.com/quaymaster/quaymaster/internal/logs"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/pools"
 	"github.com/quaymaster/quaymaster/internal/ports"
-	"github.com/quaymaster/quaymaster/internal/ports/listen"
 	"github.com/quaymaster/quaymaster/internal/proxy"
 	"github.com/quaymaster/quaymaster/internal/state"
 )
@@ -41,6 +41,8 @@ type Options struct {
 	Watch   bool   // reload when the files change
 	Strict  bool   // a port that is busy at start ends the start
 	Version string
+	Program string    // absolute path of the program, for upgrades
+	Args    []string  // that it was started with
 	Out     io.Writer // access log without a file; nil: os.Stdout
 	Err     io.Writer // log; nil: os.Stderr
 }
@@ -76,11 +78,20 @@ type Daemon struct {
 	undo    undoStack
 	running sync.WaitGroup  // the Run of every live package
 	life    context.Context // ends when the last connection has left
-	asked   chan struct{}   // closed by the first Stop
-	once    sync.Once
+	leaving context.Context // ends with the first Stop
+	ask     context.CancelFunc
 	hurry   context.Context // ends with Cut
 	rush    context.CancelFunc
 	cut     int
+
+	upgrading sync.Mutex     // held for the whole of an upgrade
+	given     chan struct{}  // closed when a successor serves
+	onceGiven sync.Once      // closes it
+	after     *handover.Link // to the successor, once given
+	heir      *bequest       // of a process that this one replaces; nil: there is none
+
+	mu     sync.Mutex // guards what follows
+	before []*predecessor
 }
 
 // phase is what the daemon is doing, and since when.
@@ -100,9 +111,10 @@ func New(o Options) *Daemon {
 		o.Err = os.Stderr
 	}
 	d := &Daemon{
-		o: o, asked: make(chan struct{}), level: &logs.Switch{},
+		o: o, given: make(chan struct{}), level: &logs.Switch{},
 		events: logs.NewRing[api.Event](1000), metrics: prometheus.NewRegistry(),
 	}
+	d.leaving, d.ask = context.WithCancel(context.Background())
 	d.hurry, d.rush = context.WithCancel(context.Background())
 	d.enter("starting")
 	return d
@@ -116,7 +128,9 @@ func (d *Daemon) Run(ctx context.Context) int {
 		return code
 	}
 	select {
-	case <-d.asked:
+	case <-d.given:
+		return d.leave()
+	case <-d.leaving.Done():
 	case <-ctx.Done():
 	}
 	return d.stop()
@@ -127,6 +141,9 @@ const maxSocket = 104
 
 // start builds and starts everything, from the floor up; each thing that must be ended is pushed on the undo stack.
 func (d *Daemon) start(ctx context.Context) int {
+	if err := d.inherit(); err != nil {
+		return d.fail(err)
+	}
 	first, err := control.Load(nil, d.o.Config, nil)
 	if err != nil {
 		return d.fail(err)
@@ -143,7 +160,7 @@ func (d *Daemon) start(ctx context.Context) int {
 			}})
 		}
 	}
-	if d.state, err = state.Open(set.StateDir); err != nil {
+	if err = d.openState(set.StateDir); err != nil {
 		return d.fail(err)
 	}
 	d.undo.push("state", func(context.Context) { _ = d.state.Close() })
@@ -181,6 +198,7 @@ func (d *Daemon) start(ctx context.Context) int {
 		d.work(run, "watch", d.loop.Watch)
 	}
 	d.enter("serving")
+	d.takenOver()
 	d.log.Info("serving", "version", d.o.Version, "pid", os.Getpid(), "config", first.Files, "ports", len(first.Plan.Ports), "routes", len(first.Plan.Routes))
 	return ExitOK
 }
@@ -219,10 +237,10 @@ func (d *Daemon) build(layer *config.Layer) {
 	d.ports = ports.New(ports.Options{
 		Log: part("ports"), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
-		Inherited: listen.Activation(os.LookupEnv, os.Getpid()),
+		Inherited: d.inherited(), Held: d.heir != nil,
 	})
 	d.loop = control.New(control.Options{
-		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Touched: d.edge.Touched, Event: d.event,
+		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event,
 		Log: part("control"), Registry: d.metrics,
 		Followers: []control.Named{
 			{Name: "settings", Follower: &settings{d: d}},
@@ -247,6 +265,7 @@ func (d *Daemon) event(kind, object, message string) {
 // fail prints why the daemon does not start and returns the exit code for it.
 func (d *Daemon) fail(err error) int {
 	fmt.Fprintln(d.o.Err, err.Error())
+	d.refuse(err)
 	var bad config.Errors
 	var busy *ports.BindError
 	switch {
@@ -272,7 +291,7 @@ func (d *Daemon) Reload() {
 }
 
 // Stop begins the drain; Run returns when it is over. Later calls change nothing.
-func (d *Daemon) Stop() { d.once.Do(func() { close(d.asked) }) }
+func (d *Daemon) Stop() { d.ask() }
 
 // Cut ends a drain at once: what is still open is closed.
 func (d *Daemon) Cut() {
@@ -294,6 +313,12 @@ func (d *Daemon) stop() int {
 	if err := d.ports.Stop(ctx); err != nil {
 		d.log.Warn("ports are still being closed", "err", err)
 	}
+	go d.stopPredecessors(ctx)
+	return d.finish(ctx)
+}
+
+// finish ends what is left within ctx and undoes the start.
+func (d *Daemon) finish(ctx context.Context) int {
 	if d.cut = d.edge.Drain(ctx); d.cut > 0 {
 		d.event("drain.cut", "", fmt.Sprintf("%d connections were cut", d.cut))
 	}

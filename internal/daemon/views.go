@@ -31,6 +31,7 @@ func (d *Daemon) apiOptions(metrics http.Handler) api.Options {
 		Explain:     d.explain,
 		Events:      d.events,
 		Stop:        d.Stop,
+		Upgrade:     d.Upgrade,
 		Metrics:     metrics,
 		Admin:       d.admin,
 		Log:         d.log.With("component", "api"),

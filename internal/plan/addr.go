@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 )
 
 // Network is what kind of socket an address names.
@@ -70,6 +71,35 @@ func (a Addr) String() string {
 
 // MarshalText makes an Addr a JSON string and a JSON map key.
 func (a Addr) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote. The text does not tell UDP: it is read as TCP.
+func (a *Addr) UnmarshalText(text []byte) error {
+	s := string(text)
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		*a = Addr{Network: Unix, Path: path}
+		return nil
+	}
+	if name, ok := strings.CutPrefix(s, "fd:"); ok {
+		*a = Addr{Name: name}
+		return nil
+	}
+	host, number, err := net.SplitHostPort(s)
+	if err != nil {
+		return err
+	}
+	port, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		return err
+	}
+	var ip netip.Addr
+	if host != "" {
+		if ip, err = netip.ParseAddr(host); err != nil {
+			return err
+		}
+	}
+	*a = TCPAddr(ip, uint16(port))
+	return nil
+}
 
 // Wildcard reports whether the address takes connections to every IP of its family.
 func (a Addr) Wildcard() bool {

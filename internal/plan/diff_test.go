@@ -66,6 +66,10 @@ func TestAddrs(t *testing.T) {
 		if a.String() != want {
 			t.Errorf("%q, want %q", a, want)
 		}
+		var back Addr
+		if err := back.UnmarshalText([]byte(want)); a.Network != UDP && (err != nil || back != a) {
+			t.Errorf("%s reads as %+v (%v), want %+v", want, back, err, a)
+		}
 		if text, _ := a.MarshalText(); string(text) != want {
 			t.Errorf("%q, want %q", text, want)
 		}
