@@ -23,6 +23,8 @@ var mayImport = map[string][]string{
 	"internal/state":         {},
 	"internal/logs":          {},
 	"internal/handover":      {},
+	"internal/systemd":       {},
+	"internal/apps/launch":   {},
 	"internal/config":        {"plan", "config/form", "config/strict"},
 	"internal/config/form":   {"config/strict"},
 	"internal/config/strict": {},
@@ -42,7 +44,7 @@ var mayImport = map[string][]string{
 	"internal/edge":          {"plan", "sniff", "wire", "route", "guard", "relay", "pools", "proxy", "edge/http1"},
 	"internal/api":           {"plan", "config", "control", "ports", "guard", "logs"},
 	"internal/daemon":        {"*"},
-	"cmd/quaymaster":         {"daemon", "api", "config", "plan", "logs", "ports", "ports/holder", "ports/evict"},
+	"cmd/quaymaster":         {"daemon", "api", "config", "plan", "logs", "ports", "ports/holder", "ports/evict", "apps/launch"},
 	"bench":                  {},
 }
 
@@ -51,7 +53,8 @@ var onlyIn = map[string][]string{
 	"net.Listen":       {"internal/ports", "cmd/quaymaster", "bench"}, // cmd: the echo target; bench: what stands behind the proxies
 	"net.ListenPacket": {"internal/ports"},
 	"exec.Command":     {"bench"},
-	"syscall.ForkExec": {"internal/handover"},
+	"syscall.ForkExec": {"internal/handover", "internal/apps/launch"},
+	"syscall.Exec":     {"internal/apps/launch"},
 	"time.Sleep":       {"bench"},
 	"os.WriteFile":     {"internal/state", "internal/logs", "bench"},
 	"os.Create":        {"internal/state", "internal/logs", "bench"},
