@@ -55,6 +55,7 @@ var onlyIn = map[string][]string{
 	"exec.Command":     {"bench"},
 	"syscall.ForkExec": {"internal/handover", "internal/apps/launch"},
 	"syscall.Exec":     {"internal/apps/launch"},
+	"os.FindProcess":   {"internal/ports/evict", "internal/handover"}, // nobody else ends what it did not start
 	"time.Sleep":       {"bench"},
 	"os.WriteFile":     {"internal/state", "internal/logs", "bench"},
 	"os.Create":        {"internal/state", "internal/logs", "bench"},
