@@ -46,20 +46,22 @@ var mayImport = map[string][]string{
 	"internal/daemon":        {"*"},
 	"cmd/quaymaster":         {"daemon", "api", "config", "plan", "logs", "ports", "ports/holder", "ports/evict", "apps/launch"},
 	"bench":                  {},
+	"chaos":                  {"chaos/load"},
+	"chaos/load":             {},
 }
 
 // onlyIn names calls that stand in one place of the house alone.
 var onlyIn = map[string][]string{
-	"net.Listen":       {"internal/ports", "cmd/quaymaster", "bench"}, // cmd: the echo target; bench: what stands behind the proxies
+	"net.Listen":       {"internal/ports", "cmd/quaymaster", "bench", "chaos"}, // cmd: the echo target; bench, chaos: what stands behind
 	"net.ListenPacket": {"internal/ports"},
-	"exec.Command":     {"bench"},
+	"exec.Command":     {"bench", "chaos"},
 	"syscall.ForkExec": {"internal/handover", "internal/apps/launch"},
 	"syscall.Exec":     {"internal/apps/launch"},
 	"os.FindProcess":   {"internal/ports/evict", "internal/handover"}, // nobody else ends what it did not start
 	"time.Sleep":       {"bench"},
-	"os.WriteFile":     {"internal/state", "internal/logs", "bench"},
-	"os.Create":        {"internal/state", "internal/logs", "bench"},
-	"os.Rename":        {"internal/state"},
+	"os.WriteFile":     {"internal/state", "internal/logs", "bench", "chaos"},
+	"os.Create":        {"internal/state", "internal/logs", "bench", "chaos"},
+	"os.Rename":        {"internal/state", "chaos"},
 }
 
 // TestArchitecture holds the imports and a few calls against the tables above.
