@@ -44,14 +44,11 @@ func leaves(t reflect.Type, path string, seen []reflect.Type) []string {
 var noEffect = map[string]string{
 	"routes.action.type":                 "says in words what the block says",
 	"routes.action.protocol":             "both values are HTTP/1.1 in this version; the others are refused",
-	"port_policy.take_over":              "its only value in this version is its default",
 	"connection_pool":                    "older form, warned about",
 	"udp_listen_addrs":                   "older form, warned about",
 	"quic_config":                        "older form, warned about",
 	"http3_config":                       "older form, warned about",
 	"protocol_routing":                   "older form, warned about",
-	"routes.match.ports.take_over":       "its only value in this version is its default",
-	"listen_addrs.take_over":             "its only value in this version is its default",
 	"proxy_protocol.ports.on_busy":       "refused there",
 	"proxy_protocol.ports.take_over":     "refused there",
 	"proxy_protocol.ports.reuse_port":    "refused there",
@@ -83,11 +80,11 @@ func effects() map[string][2]string {
 		"metrics.enabled": "false", "metrics.address": "\":9000\"", "admin.socket": "/run/x.sock", "admin.mode": "\"0660\"", "admin.group": "x",
 		"admin.allow": "[write]", "log.level": "debug", "log.format": "json", "log.access.enabled": "false", "log.access.format": "text",
 		"log.access.sample": "2", "log.access.file": "/x", "state_dir": "/x", "app_ports": "4000-4100", "engine.kind": "docker", "engine.socket": "unix:///x", "port_policy.on_busy": "fail", "port_policy.give_up_after": "1",
-		"port_policy.reuse_port": "true", "sites": "{\"http://x.y\": 1}", "upstreams": "{x: {targets: [\"a:1\"]}}",
+		"port_policy.reuse_port": "true", "port_policy.take_over": "own", "sites": "{\"http://x.y\": 1}", "upstreams": "{x: {targets: [\"a:1\"]}}",
 	} {
 		top(key, value)
 	}
-	for key, value := range map[string]string{"fallback": "[81]", "on_busy": "fail", "give_up_after": "1", "reuse_port": "true", "port": "82"} {
+	for key, value := range map[string]string{"fallback": "[81]", "on_busy": "fail", "give_up_after": "1", "reuse_port": "true", "take_over": "any", "port": "82"} {
 		object := "{port: 80, " + key + ": " + value + "}"
 		if key == "port" {
 			object = "{port: 82}"

@@ -105,7 +105,7 @@ func TestOneMistakeAtATime(t *testing.T) {
 		"trusted_proxies: [10.0.0.0/8]\nproxy_protocol: {}\n":                       "proxy_protocol says no port",
 		"ssh_routes: [{listen_port: 22}]\n":                                         "the SSH route is not complete",
 		"http3: {enabled: true}\n":                                                  "http3 is not in this version",
-		"port_policy: {take_over: own}\n":                                           "own is not in this version; write never",
+		"port_policy: {take_over: all}\n":                                           `"all" is not known here; write never, own or any`,
 		"timeout: {idle: 5}\n":                                                      `there is no key "timeout" here; write timeouts`,
 		"targets: [a]\n":                                                            `there is no key "targets" here`,
 		head + "  targets: [\"a:1\"]\n":                                             `there is no key "targets" here; write it under action`,

@@ -8,8 +8,6 @@ var notYet = map[string][]string{
 	},
 	"Engine":      {"labels", "ports", "domains", "import_traefik", "pull"},
 	"Timeouts":    {"tls_handshake"},
-	"PortPolicy":  {"take_over=own", "take_over=any"},
-	"PortObject":  {"take_over=own", "take_over=any"},
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},
 	"Action":      {"target_tls", "protocol=h2", "protocol=h2c"},
 	"Target":      {"https", "app"},

@@ -212,11 +212,12 @@ func (a *Access) Defaults() { a.Enabled, a.Format, a.Sample = true, "json", 1 }
 type PortPolicy struct {
 	// At start: `retry` with growing pauses while everything else serves, or `fail`.
 	OnBusy string `yaml:"on_busy" oneof:"retry,fail"`
-	// End the start when the port could not be had for so long. 0 is never.
+	// Stop trying when the port could not be had for so long; a reload starts over. 0 is never.
 	GiveUpAfter Duration `yaml:"give_up_after"`
-	// Whether the process that holds the port may be ended.
-	TakeOver string `yaml:"take_over" oneof:"never"`
-	// Bind with SO_REUSEPORT, so that two of our own processes can share the port.
+	// Which process that holds the port may be ended (TERM, and KILL 10 seconds later): none, one that quaymaster itself
+	// started, or any of its own user. Never process 1, another user's, a systemd service's or a container's.
+	TakeOver string `yaml:"take_over" oneof:"never,own,any"`
+	// Bind with SO_REUSEPORT, so that several quaymasters of one user that all say so share the port.
 	ReusePort bool `yaml:"reuse_port"`
 }
 

@@ -55,7 +55,7 @@ type PortObject struct {
 	// As in port_policy.
 	GiveUpAfter *Duration `yaml:"give_up_after"`
 	// As in port_policy.
-	TakeOver *string `yaml:"take_over" oneof:"never"`
+	TakeOver *string `yaml:"take_over" oneof:"never,own,any"`
 	// As in port_policy.
 	ReusePort *bool `yaml:"reuse_port"`
 }
