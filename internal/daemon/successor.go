@@ -16,6 +16,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/ports"
 	"github.com/quaymaster/quaymaster/internal/ports/listen"
 	"github.com/quaymaster/quaymaster/internal/state"
+	"github.com/quaymaster/quaymaster/internal/systemd"
 )
 
 // What the two processes say to each other, in this order. Old to new: hello with the lock of the state folder, sockets
@@ -146,7 +147,11 @@ func (d *Daemon) inherited() []listen.Inherited {
 	if d.heir != nil {
 		return d.heir.sockets
 	}
-	return listen.Activation(os.LookupEnv, os.Getpid())
+	var out []listen.Inherited
+	for _, s := range systemd.Sockets(os.LookupEnv, os.Getpid()) {
+		out = append(out, listen.Inherited{Name: s.Name, FD: s.FD, Systemd: !s.Stored, Stored: s.Stored})
+	}
+	return out
 }
 
 // openState opens the state folder, with the lock of the process before where there is one.

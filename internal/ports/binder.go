@@ -43,6 +43,12 @@ func (ps *Ports) binder() *binder {
 	for _, o := range ps.own {
 		b.add(o.socket, o.source)
 	}
+	for _, s := range ps.idle {
+		if s.Stored && !s.claimed {
+			b.add(s, "the process before")
+			b.leaving[s] = true
+		}
+	}
 	return b
 }
 
@@ -146,7 +152,9 @@ func (b *binder) noSuchName(a plan.Addr) *BindError {
 	defer b.ps.mu.Unlock()
 	var have []string
 	for _, in := range b.ps.opt.Inherited {
-		have = append(have, in.Name)
+		if in.Systemd {
+			have = append(have, in.Name)
+		}
 	}
 	slices.Sort(have)
 	return &BindError{

@@ -20,6 +20,7 @@ type change struct {
 	got   map[*port]grip
 	busy  map[*port]*BindError
 	over  []*socket // no port has them any more; closed by Retire
+	left  []*socket // of a process that died, and not wanted any more; closed by Retire
 	gone  []*port   // no longer wanted
 }
 
@@ -175,13 +176,15 @@ func (c *change) Commit() {
 		ps.ports[p.plan.Addr] = p
 	}
 	for s := range c.b.leaving {
-		if !c.b.used[s] {
+		if !c.b.used[s] && s.as.Load() != nil { // else it is none of ours yet: see unclaimed
 			c.over = append(c.over, s)
 			s.heirs.Store(c.heirs(s))
 		}
 	}
 	c.b.start()
+	c.left = ps.unclaimed()
 	ps.mu.Unlock()
+	ps.secure()
 	ps.index()
 	ps.metrics.keep(c.next)
 	ps.emit(events...)
@@ -233,6 +236,7 @@ func (c *change) heirs(s *socket) *[]*Listener {
 func (c *change) Retire() {
 	ps := c.ps
 	defer ps.unlock()
+	ps.discardStored(c.left)
 	for _, s := range c.over {
 		s.Stop(listen.Retire)
 	}
@@ -290,6 +294,7 @@ func (ps *Ports) retry(ctx context.Context) {
 	ps.mu.Lock()
 	b.start()
 	ps.mu.Unlock()
+	ps.secure()
 	ps.index()
 }
 

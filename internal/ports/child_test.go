@@ -22,6 +22,7 @@ import (
 
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/ports/listen"
+	"github.com/quaymaster/quaymaster/internal/systemd"
 )
 
 // childAs is child as another user, from a copy of the test binary that this user may read.
@@ -260,7 +261,10 @@ func TestWithoutDescriptorsConnectionsAreClosedAndTheLoopDoesNotSpin(t *testing.
 // childAdopt is a daemon started by systemd with sockets. It applies three plans and prints what became of each.
 func childAdopt() {
 	var served sync.WaitGroup
-	inherited := listen.Activation(os.LookupEnv, os.Getpid())
+	var inherited []listen.Inherited
+	for _, s := range systemd.Sockets(os.LookupEnv, os.Getpid()) {
+		inherited = append(inherited, listen.Inherited{Name: s.Name, FD: s.FD, Systemd: true})
+	}
 	ps := New(Options{Inherited: inherited, Serve: func(c net.Conn, l *Listener) {
 		served.Go(func() { fmt.Fprintln(c, l.Want); c.Close() })
 	}})
@@ -377,24 +381,6 @@ func TestP19_SocketsOfSystemdAreUsedByNameAndAddressAndKept(t *testing.T) {
 	c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if _, err := c.Read(make([]byte, 1)); !os.IsTimeout(err) {
 		t.Errorf("a client after Stop sees %v, want it to wait", err)
-	}
-}
-
-func TestActivationIsForOurProcessAlone(t *testing.T) {
-	env := func(m map[string]string) func(string) (string, bool) {
-		return func(k string) (string, bool) { v, ok := m[k]; return v, ok }
-	}
-	for _, m := range []map[string]string{
-		{},
-		{"LISTEN_FDS": "1"},
-		{"LISTEN_PID": "1", "LISTEN_FDS": "1"},
-		{"LISTEN_PID": "7", "LISTEN_FDS": "x"},
-		{"LISTEN_PID": "7", "LISTEN_FDS": "-1"},
-		{"LISTEN_PID": "7", "LISTEN_FDS": "99999999"},
-	} {
-		if got := listen.Activation(env(m), 7); got != nil {
-			t.Errorf("listen.Activation(%v) = %v", m, got)
-		}
 	}
 }
 

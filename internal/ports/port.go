@@ -85,6 +85,9 @@ func (p *port) got(g grip, now time.Time) {
 	p.tries, p.asked, p.next = 0, time.Time{}, time.Time{}
 	for _, s := range p.socks {
 		s.serveAs(p.plan)
+		if !s.Kept {
+			s.SetReusePort(p.plan.Policy.ReusePort) // what it is, unless somebody else has bound it
+		}
 	}
 }
 

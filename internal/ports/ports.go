@@ -44,11 +44,13 @@ type Options struct {
 	Log      *slog.Logger
 	Registry prometheus.Registerer
 
+	// Safe keeps copies of the plan's sockets, for the process that follows if this one dies. nil: nobody does.
+	Safe Safe
 	// Held keeps admin and metrics from accepting until Admit: a predecessor still does.
 	Held bool
 	// Strict makes the first plan fail where a port is busy, instead of retrying or falling back.
 	Strict bool
-	// Inherited are sockets that were open when the process started, from Activation or from a process we replace.
+	// Inherited are sockets that were open when the process started, from systemd or from a process we replace.
 	Inherited []listen.Inherited
 }
 
@@ -67,6 +69,9 @@ type Ports struct {
 	// change is held by whoever may bind or close: a change from Prepare to Retire or Abort, one attempt of the retry
 	// loop, or Stop. Events leave only under it, which keeps them in order. It is taken before mu.
 	change chan struct{}
+	safe   map[plan.Addr]*socket // what Options.Safe has; for whoever holds change
+
+	waits map[*socket]uint64 // of Stuck alone
 
 	mu      sync.Mutex          // guards what follows
 	ports   map[plan.Addr]*port // by wish
@@ -147,6 +152,7 @@ func (ps *Ports) Stop(ctx context.Context) error {
 	gone := ps.sorted()
 	clear(ps.ports)
 	ps.mu.Unlock()
+	ps.secure()
 	for _, p := range gone {
 		for _, s := range p.socks {
 			s.Stop(listen.Leave)

@@ -62,7 +62,7 @@ func (ps *Ports) Status() []Status {
 // origin says where a socket came from.
 func origin(s *socket) string {
 	switch {
-	case s.Kept:
+	case s.Kept, s.Stored:
 		return "systemd"
 	case s.Given:
 		return "predecessor"

@@ -4,16 +4,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
-
-// maxInherited bounds what is taken from the environment.
-const maxInherited = 1024
 
 // An Inherited socket was open when the process started.
 type Inherited struct {
@@ -21,31 +16,8 @@ type Inherited struct {
 	FD      int
 	Systemd bool      // somebody else holds the socket for good: it is never closed, only not accepted on
 	Given   bool      // by the process whose place we take; it lets go of it when we serve
+	Stored  bool      // by a process that died; systemd has kept it for us, and it is ours alone
 	Want    plan.Addr // of a given one: the wish it served
-}
-
-// Activation lists the sockets that systemd passed to this process (sd_listen_fds): nothing, unless LISTEN_PID is pid.
-// The descriptors are set close-on-exec.
-func Activation(env func(string) (string, bool), pid int) []Inherited {
-	value := func(name string) string { v, _ := env(name); return v }
-	if value("LISTEN_PID") != strconv.Itoa(pid) {
-		return nil
-	}
-	n, err := strconv.Atoi(value("LISTEN_FDS"))
-	if err != nil || n <= 0 || n > maxInherited {
-		return nil
-	}
-	list := strings.Split(value("LISTEN_FDNAMES"), ":")
-	out := make([]Inherited, n)
-	for i := range out {
-		fd := 3 + i // SD_LISTEN_FDS_START
-		unix.CloseOnExec(fd)
-		out[i] = Inherited{FD: fd, Systemd: true}
-		if i < len(list) {
-			out[i].Name = list[i]
-		}
-	}
-	return out
 }
 
 // Adopt makes a socket of an inherited descriptor and closes the descriptor, of which the socket has its own copy.
@@ -80,8 +52,14 @@ func Adopt(in Inherited) (*Socket, error) {
 		ln.Close()
 		return nil, err
 	}
-	s.Name, s.Kept, s.Given, s.Want = in.Name, in.Systemd, in.Given, in.Want
-	s.lent.Store(in.Given)
+	s.Name, s.Kept, s.Given, s.Stored, s.Want = in.Name, in.Systemd, in.Given, in.Stored, in.Want
+	s.lent.Store(in.Given || in.Stored) // if we do not come to serve, the next process has it as it was
+	if in.Stored {
+		unshut(s.raw) // it may have died while it closed the socket
+	}
+	if on, err := unix.GetsockoptInt(in.FD, unix.SOL_SOCKET, unix.SO_REUSEPORT); err == nil {
+		s.reuse = on != 0
+	}
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 		if !s.Kept {
@@ -89,6 +67,11 @@ func Adopt(in Inherited) (*Socket, error) {
 		}
 	}
 	return s, nil
+}
+
+// Descriptor runs f with the descriptor, which stays open and as it is meanwhile.
+func (s *Socket) Descriptor(f func(fd int)) {
+	_ = control(s.raw, func(fd int) error { f(fd); return nil }) // a socket that is closed has none
 }
 
 // Copy returns a new descriptor of the socket, close-on-exec. Nothing is set on the socket itself: it stays non-blocking,

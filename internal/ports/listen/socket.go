@@ -57,20 +57,22 @@ type Handler struct {
 
 // A Socket listens. Accept runs on one goroutine at a time; Stop may be called from any.
 type Socket struct {
-	Addr  plan.Addr // really bound
-	Name  string    // of an inherited socket
-	Kept  bool      // systemd holds it too: never closed, only not accepted on
-	Given bool      // a predecessor gave it to us
-	Want  plan.Addr // of a given one: the wish it served there
+	Addr   plan.Addr // really bound
+	Name   string    // of an inherited socket
+	Kept   bool      // systemd holds it too: never closed, only not accepted on
+	Given  bool      // a predecessor gave it to us
+	Stored bool      // a predecessor that died had given it to systemd
+	Want   plan.Addr // of a given one: the wish it served there
 
 	ln    Listener
 	raw   syscall.RawConn
 	file  fs.FileInfo // of a unix socket: removed at close if it is still this one
 	reuse bool        // SO_REUSEPORT for good, not for the moment of a bind beside us
 
-	lent atomic.Bool  // a predecessor still accepts on it: only our descriptor is ours
-	end  atomic.Int32 // an End; the fast look of the accept loop
-	mu   sync.Mutex   // guards what follows
+	lent atomic.Bool   // a predecessor still accepts on it: only our descriptor is ours
+	end  atomic.Int32  // an End; the fast look of the accept loop
+	turn atomic.Uint64 // rounds of the accept loop
+	mu   sync.Mutex    // guards what follows
 	over chan struct{}
 	done chan struct{} // nil until the loop is to run
 }
@@ -104,6 +106,7 @@ func (s *Socket) Start() {
 func (s *Socket) Accept(h *Handler) {
 	for s.ending() == goOn {
 		c, err := s.ln.Accept()
+		s.turn.Add(1)
 		switch {
 		case err == nil:
 			h.Take(c)
@@ -238,6 +241,16 @@ func (s *Socket) unlink() {
 		_ = os.Remove(s.Addr.Path)
 	}
 	s.file = nil
+}
+
+// Turns counts the rounds of the accept loop. A connection that waits while the count stands still is not being taken
+// in; waits is false where no loop is meant to run.
+func (s *Socket) Turns() (n uint64, waits bool) {
+	s.mu.Lock()
+	runs := s.done != nil
+	s.mu.Unlock()
+	n = s.turn.Load() // first, so that a turn in between counts
+	return n, runs && s.waiting()
 }
 
 // waiting reports whether a connection is queued.

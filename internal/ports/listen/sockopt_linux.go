@@ -49,6 +49,13 @@ func shut(raw syscall.RawConn, filter []unix.SockFilter) {
 	})
 }
 
+// unshut takes a filter off again.
+func unshut(raw syscall.RawConn) {
+	_ = control(raw, func(fd int) error { // there may be none
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	})
+}
+
 // unshare makes the kernel forget that a port was bound with SO_REUSEPORT. It remembers that beyond the life of the option,
 // and would let in any later socket of our user that has the option, without a look at who listens. A bind without the
 // option ends that; the socket made for it is closed unheard. It must not clash with what listens, so it is of the other

@@ -31,5 +31,8 @@ const (
 // shut has no counterpart here: a connection that arrives in the instant before close is reset.
 func shut(syscall.RawConn, int) {}
 
+// unshut has nothing to take off.
+func unshut(syscall.RawConn) {}
+
 // unshare has nothing to do here.
 func unshare(plan.Addr) {}
