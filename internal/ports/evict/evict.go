@@ -35,7 +35,7 @@ type Phase string
 const (
 	Asked  Phase = "asked"  // TERM was sent
 	Killed Phase = "killed" // KILL was sent, to those that were left
-	Gone   Phase = "gone"   // all have ended
+	Gone   Phase = "gone"   // all have ended, or let go of the port before KILL was due
 	Stuck  Phase = "stuck"  // at least one survived KILL: it hangs in the kernel
 )
 
@@ -44,6 +44,7 @@ type Look func() ([]holder.Holder, error)
 
 // An Eviction is under way. It belongs to one goroutine, which closes it.
 type Eviction struct {
+	look  Look
 	procs []*proc
 	phase Phase
 	kill  time.Time // when KILL is due, and after it, when hope is given up
@@ -53,7 +54,7 @@ type Eviction struct {
 type proc struct {
 	holder.Holder
 	handle *os.Process
-	ended  bool
+	ended  bool // or it let go of the port, and is none of our business any more
 	killed bool
 }
 
@@ -67,7 +68,7 @@ func Begin(rules Rules, holders []holder.Holder, look Look, since time.Time, gra
 	if since.IsZero() {
 		since = time.Now()
 	}
-	e := &Eviction{phase: Asked, kill: since.Add(grace)}
+	e := &Eviction{look: look, phase: Asked, kill: since.Add(grace)}
 	for _, h := range holders {
 		if slices.ContainsFunc(e.procs, func(p *proc) bool { return p.Pid == h.Pid }) {
 			continue
@@ -82,17 +83,15 @@ func Begin(rules Rules, holders []holder.Holder, look Look, since time.Time, gra
 		}
 	}
 	// The handles are held from here on: whoever listens now is who will be signalled.
-	now, err := look()
-	if err != nil {
+	if err := e.spare(); err != nil {
 		e.Close()
 		return nil, err
 	}
 	e.procs = slices.DeleteFunc(e.procs, func(p *proc) bool {
-		listens := slices.ContainsFunc(now, func(h holder.Holder) bool { return h.Pid == p.Pid && h.Started.Equal(p.Started) })
-		if !listens {
+		if p.ended {
 			p.close()
 		}
-		return !listens
+		return p.ended
 	})
 	for _, sig := range []syscall.Signal{0, syscall.SIGTERM} { // whoever lacks the right for one of them ends none
 		if err := e.signal(sig); err != nil {
@@ -128,6 +127,19 @@ func (p *proc) same() bool {
 
 func (p *proc) close() { _ = p.handle.Release() }
 
+// spare counts those out that do not listen any more: one that lets go at TERM and still serves its clients is no holder.
+func (e *Eviction) spare() error {
+	now, err := e.look()
+	if err != nil {
+		return err
+	}
+	for _, p := range e.procs {
+		listens := slices.ContainsFunc(now, func(h holder.Holder) bool { return h.Pid == p.Pid && h.Started.Equal(p.Started) })
+		p.ended = p.ended || !listens
+	}
+	return nil
+}
+
 // signal sends sig to all that have not ended.
 func (e *Eviction) signal(sig syscall.Signal) error {
 	var errs []error
@@ -161,24 +173,40 @@ func (e *Eviction) Step(now time.Time) Phase {
 		e.phase = Gone
 	case now.Before(e.kill):
 	case e.phase == Asked:
-		e.phase, e.kill = Killed, now.Add(dying)
-		if e.signal(syscall.SIGKILL) != nil { // the right that TERM needed is gone: it changed its user
-			e.phase = Stuck
-		}
+		e.killNow(now)
 	case e.phase == Killed:
 		e.phase = Stuck
 	}
 	return e.phase
 }
 
-// Wait steps until all are gone, one is stuck, or ctx ends; tell hears of KILL, when it is sent.
-func (e *Eviction) Wait(ctx context.Context, tell func()) Phase {
+// killNow sends KILL to those that still hold the port.
+func (e *Eviction) killNow(now time.Time) {
+	if e.spare() != nil {
+		e.phase = Stuck // blind, we kill nobody
+		return
+	}
+	if len(e.Left()) == 0 {
+		e.phase = Gone
+		return
+	}
+	e.phase, e.kill = Killed, now.Add(dying)
+	if e.signal(syscall.SIGKILL) != nil { // the right that TERM needed is gone: it changed its user
+		e.phase = Stuck
+	}
+}
+
+// Wait steps until all are gone, one is stuck, the port is free, or ctx ends; tell hears of KILL, when it is sent.
+func (e *Eviction) Wait(ctx context.Context, free func() bool, tell func()) Phase {
 	t := time.NewTicker(glance)
 	defer t.Stop()
 	for told := false; ; {
 		phase := e.Step(time.Now())
 		if phase == Gone || phase == Stuck {
 			return phase
+		}
+		if free() {
+			return Gone
 		}
 		if phase == Killed && !told {
 			told = true
@@ -202,7 +230,7 @@ func (e *Eviction) Killed() []holder.Holder {
 	return e.list(func(p *proc) bool { return p.killed })
 }
 
-// Left are those that have not ended.
+// Left are those that have not ended nor let go.
 func (e *Eviction) Left() []holder.Holder {
 	return e.list(func(p *proc) bool { return !p.ended })
 }

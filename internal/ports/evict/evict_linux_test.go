@@ -37,6 +37,8 @@ func TestMain(m *testing.M) {
 		hold(os.Args[1])
 	case "fork":
 		fork(os.Args[1])
+	case "drain":
+		drain(os.Args[1])
 	case "heir":
 		fmt.Println(os.Getpid())
 		select {}
@@ -66,6 +68,22 @@ func hold(addr string) {
 			kept = append(kept, c)
 		}
 	}
+}
+
+// drain closes its socket at TERM, and serves on.
+func drain(addr string) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGTERM)
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(l.Addr())
+	<-asked
+	l.Close()
+	fmt.Println("drains")
+	select {}
 }
 
 // fork is a listener whose child has the socket too and lives on.
@@ -142,6 +160,8 @@ func start(t *testing.T, mode string, lines int, edit func(*exec.Cmd), args ...s
 	return cmd, said
 }
 
+func never() bool { return false }
+
 func portOf(t *testing.T, addr string) uint16 {
 	t.Helper()
 	a, err := netip.ParseAddrPort(addr)
@@ -184,7 +204,7 @@ func TestP10_TermFirstAndTheClientLives(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	if p := e.Wait(t.Context(), func() { t.Error("killed") }); p != Gone {
+	if p := e.Wait(t.Context(), never, func() { t.Error("killed") }); p != Gone {
 		t.Errorf("phase %s", p)
 	}
 	_ = cmd.Wait()
@@ -212,18 +232,40 @@ func TestP10_KillWhenTheGraceIsOverAndNotBefore(t *testing.T) {
 	defer e.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if p := e.Wait(ctx, func() { t.Error("killed within the grace") }); p != Asked || !alive(cmd.Process.Pid) {
+	if p := e.Wait(ctx, never, func() { t.Error("killed within the grace") }); p != Asked || !alive(cmd.Process.Pid) {
 		t.Fatalf("phase %s within the grace, alive: %v", p, alive(cmd.Process.Pid))
 	}
 	if p := e.Step(time.Now().Add(2 * time.Hour)); p != Killed {
 		t.Fatalf("phase %s after the grace", p)
 	}
-	if p := e.Wait(t.Context(), func() {}); p != Gone || len(e.Killed()) != 1 {
+	if p := e.Wait(t.Context(), never, func() {}); p != Gone || len(e.Killed()) != 1 {
 		t.Errorf("phase %s, killed %v", p, e.Killed())
 	}
 	_ = cmd.Wait()
 	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != syscall.SIGKILL {
 		t.Errorf("the holder ended with %v", ws)
+	}
+}
+
+// Whoever lets go of the port at TERM and finishes with its clients is not killed for the time that takes.
+func TestP10_WhoLetsGoIsNotKilled(t *testing.T) {
+	cmd, said := start(t, "drain", 1, nil, "127.0.0.1:0")
+	port := portOf(t, said[0])
+	e, err := Begin(Rules{}, found(t, port), look(port), time.Time{}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	for end := time.Now().Add(20 * time.Second); len(found(t, port)) > 0; {
+		if time.Now().After(end) {
+			t.Fatal("it does not let go")
+		}
+	}
+	if p := e.Step(time.Now()); p != Asked || len(e.Left()) != 1 {
+		t.Errorf("phase %s, left %v", p, e.Left())
+	}
+	if p := e.Step(time.Now().Add(2 * time.Hour)); p != Gone || len(e.Killed()) != 0 || !alive(cmd.Process.Pid) {
+		t.Errorf("when the grace was over: phase %s, killed %v", p, e.Killed())
 	}
 }
 
@@ -238,7 +280,7 @@ func TestP10_WhoWasAskedBeforeIsKilledAtOnce(t *testing.T) {
 	if p := e.Step(time.Now()); p != Killed {
 		t.Errorf("phase %s", p)
 	}
-	if p := e.Wait(t.Context(), func() {}); p != Gone {
+	if p := e.Wait(t.Context(), never, func() {}); p != Gone {
 		t.Errorf("phase %s", p)
 	}
 }
@@ -256,7 +298,7 @@ func TestP10_AllThatShareTheSocketEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	if p := e.Wait(t.Context(), func() {}); p != Gone || alive(heir) {
+	if p := e.Wait(t.Context(), never, func() {}); p != Gone || alive(heir) {
 		t.Errorf("phase %s, the heir is alive: %v", p, alive(heir))
 	}
 	if err := Probe(plan.Addr{Port: port}); err != nil {
@@ -269,7 +311,7 @@ func TestP10_NoneIsSignalledWhereOneMayNotBe(t *testing.T) {
 	cmd, said := start(t, "fork", 2, nil, "127.0.0.1:0")
 	port := portOf(t, said[0])
 	heir, _ := strconv.Atoi(said[1])
-	rules := Rules{Own: func(pid int, _ time.Time) bool { return pid == cmd.Process.Pid }}
+	rules := Rules{OnlyOwn: true, Own: func(pid int, _ time.Time) bool { return pid == cmd.Process.Pid }}
 	var no *Refusal
 	if _, err := Begin(rules, found(t, port), look(port), time.Time{}, time.Hour); !errors.As(err, &no) || no.Holder.Pid != heir {
 		t.Fatalf("refusal %v", err)
@@ -390,7 +432,7 @@ func TestP10_AnotherUsersProcessNeedsForce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	if p := e.Wait(t.Context(), func() {}); p != Gone {
+	if p := e.Wait(t.Context(), never, func() {}); p != Gone {
 		t.Errorf("with force: %s", p)
 	}
 }
@@ -417,9 +459,10 @@ func TestP10_WhoeverWouldComeBackIsLeftToItsKeeper(t *testing.T) {
 		{"docker-proxy of root", func(h *holder.Holder) { h.Exe, h.Command = "", "/usr/bin/docker-proxy -proto tcp" }, "docker-proxy holds", "docker-proxy holds", "docker-proxy holds"},
 		{"rootlessport", func(h *holder.Holder) { h.Exe, h.Command = "", "containers-rootlessport-child" }, "rootlessport holds", "rootlessport holds", "rootlessport holds"},
 		{"conmon", func(h *holder.Holder) { h.Exe = "/usr/bin/conmon" }, "conmon holds", "conmon holds", "conmon holds"},
+		{"the manager of a session", func(h *holder.Holder) { h.Exe, h.Unit = "/usr/lib/systemd/systemd", "user@1000.service" }, "systemd holds", "systemd holds", "systemd holds"},
 		{"gvproxy", func(h *holder.Holder) { h.Exe = "/opt/podman/bin/gvproxy" }, "gvproxy holds", "gvproxy holds", "gvproxy holds"},
 	} {
-		for rule, want := range map[*Rules]string{{}: c.plain, {Force: true}: c.forced, {Own: mine}: c.own} {
+		for rule, want := range map[*Rules]string{{}: c.plain, {Force: true}: c.forced, {OnlyOwn: true, Own: mine}: c.own, {Own: mine}: c.own} {
 			h := base
 			c.edit(&h)
 			no := rule.Judge(h)
@@ -428,7 +471,7 @@ func TestP10_WhoeverWouldComeBackIsLeftToItsKeeper(t *testing.T) {
 			}
 		}
 	}
-	foreign := Rules{Own: func(int, time.Time) bool { return false }}
+	foreign := Rules{OnlyOwn: true, Own: func(int, time.Time) bool { return false }}
 	if no := foreign.Judge(base); no == nil || !strings.Contains(no.Error(), "quaymaster did not start it") {
 		t.Errorf("a process that is not our own: %v", no)
 	}

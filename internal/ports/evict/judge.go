@@ -14,8 +14,10 @@ import (
 
 // Rules say whose processes may be ended. The zero value allows those of our own user that nothing would start again.
 type Rules struct {
-	// Own, if not nil, allows the processes for which it is true, whatever their user and unit, and no others.
+	// Own allows the processes for which it is true, whatever their user, unit and container. nil is none.
 	Own func(pid int, started time.Time) bool
+	// OnlyOwn allows no others.
+	OnlyOwn bool
 	// Force also allows other users' processes and those of systemd services.
 	Force bool
 }
@@ -68,10 +70,10 @@ func (r Rules) Judge(h holder.Holder) *Refusal {
 	case descends(h.Pid):
 		return no("", "this program was started by it")
 	case isHelper:
-		return no(h.Stop(), "%s holds the port for a container engine, which would not know that it is gone", helper)
+		return no(h.Stop(), "%s holds the port for somebody else, who would not know that it is gone", helper)
 	case r.Own != nil && r.Own(h.Pid, h.Started):
 		return nil
-	case r.Own != nil:
+	case r.OnlyOwn:
 		return no(h.Stop(), "quaymaster did not start it")
 	case h.Container != "" && h.Container != self.Container:
 		return no(h.Stop(), "it runs in container %s", h.Container)
@@ -102,8 +104,9 @@ func service(unit string) bool {
 	return strings.HasSuffix(unit, ".service") && !strings.HasPrefix(unit, "user@")
 }
 
-// helpers are the programs that hold ports in the name of a container engine or its virtual machine.
+// helpers are the programs that hold ports in the name of somebody else: a container engine, its virtual machine, a unit.
 var helpers = []string{
+	"systemd", // for the socket units of a session
 	"docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta", "pasta.avx2", "passt", "passt.avx2", "conmon", "conmonrs",
 	"gvproxy", "vpnkit", "com.docker.backend", "limactl",
 }
