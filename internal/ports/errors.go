@@ -36,6 +36,8 @@ type BindError struct {
 	Next   time.Duration // until the next attempt; 0: there is none
 	Err    error
 
+	takeover string // what take_over did about the holder, or why it does nothing; "" without it
+
 	gaveUp time.Duration // after that long; 0: not
 	owner  string        // of kind own: what has it
 	looked bool          // the holder was looked up
@@ -57,6 +59,9 @@ func (e *BindError) Error() string {
 		next = ": next try in " + holder.Span(e.Next)
 	case e.gaveUp > 0:
 		next = ", and reload: gave up after " + holder.Span(e.gaveUp)
+	}
+	if e.takeover != "" {
+		next += " (take_over: " + e.takeover + ")"
 	}
 	return fmt.Sprintf("cannot bind %s %s: %s; %s%s", e.Proto, target, e.Cause(), e.Remedy(), next)
 }
@@ -136,7 +141,7 @@ func (e *BindError) waitOr(other string) string {
 func (e *BindError) same(f *BindError) bool {
 	x, y := *e, *f
 	x.Next, y.Next = 0, 0
-	return x.Kind == y.Kind && x.Cause() == y.Cause()
+	return x.Kind == y.Kind && x.takeover == y.takeover && x.Cause() == y.Cause()
 }
 
 // bindError sorts the errors of a bind.

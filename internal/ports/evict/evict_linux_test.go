@@ -62,8 +62,7 @@ func hold(addr string) {
 		return
 	}
 	fmt.Println(l.Addr())
-	var kept []net.Conn
-	for {
+	for kept := []net.Conn(nil); len(kept) < 1000; {
 		if c, err := l.Accept(); err == nil {
 			kept = append(kept, c)
 		}
