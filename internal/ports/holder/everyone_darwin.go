@@ -9,7 +9,7 @@ import (
 
 // Everyone lists the processes that listen where match is true: one for each socket, all of them turn by turn.
 func Everyone(match func(netip.AddrPort) bool) ([]Holder, error) {
-	found, err := lsof(match, errNoTable)
+	found, err := lsof("tcp", match, errNoTable)
 	for i := range found {
 		if h, ok := Process(found[i].Pid); ok {
 			found[i].Started, found[i].UID = h.Started, h.UID
