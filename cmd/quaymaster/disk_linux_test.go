@@ -214,7 +214,9 @@ func TestD02_CorruptFiles(t *testing.T) {
 			}
 			overwrite(t, file, b[:len(b)/2])
 		},
-		"another type": func(t *testing.T, file string) { overwrite(t, file, []byte(`{"routes": 7, "leases": "x", "version": []}`)) },
+		"another type": func(t *testing.T, file string) {
+			overwrite(t, file, []byte(`{"routes": 7, "leases": "x", "version": []}`))
+		},
 		"a folder": func(t *testing.T, file string) {
 			if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
 				t.Fatal(err)

@@ -2,19 +2,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/api"
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports"
 )
 
 // The bounds of a live check.
@@ -83,80 +79,9 @@ func probePort(a plan.Addr, held map[string]bool) probe {
 	case a.Name != "":
 		r.Detail = "not tried: systemd hands it over at start"
 		return r
-	case a.Network == plan.Unix:
-		return probeSocket(a.Path, r)
 	}
-	err := tryBind(a)
-	if err == nil {
-		return r
-	}
-	r.OK, r.Detail = false, err.Error()
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		r.Remedy = "stop what listens there, or choose another port"
-		if found, err := api.Who(a.Port); err == nil {
-			for _, l := range found {
-				if l.Holder != nil {
-					r.Detail = "held by " + holder(l.Holder)
-				}
-			}
-		}
-	case errors.Is(err, syscall.EACCES):
-		r.Remedy = "run as root, grant CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		r.Remedy = "write an address of this host, or leave it out"
-	}
-	return r
-}
-
-// tryBind binds as a start would, but does not listen: no client can come in by it, while a socket that others listen
-// on refuses it. Reuse of the address keeps TIME_WAIT from looking like a conflict.
-func tryBind(a plan.Addr) error {
-	domain := unix.AF_INET6
-	if a.Family == plan.V4 {
-		domain = unix.AF_INET
-	}
-	kind := unix.SOCK_STREAM
-	if a.Network == plan.UDP {
-		kind = unix.SOCK_DGRAM
-	}
-	fd, err := unix.Socket(domain, kind, 0)
-	if errors.Is(err, unix.EAFNOSUPPORT) && a.Family == plan.Dual {
-		domain = unix.AF_INET // a host without IPv6
-		fd, err = unix.Socket(domain, kind, 0)
-	}
-	if err != nil {
-		return os.NewSyscallError("socket", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	if kind == unix.SOCK_STREAM {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	}
-	if domain == unix.AF_INET {
-		to := &unix.SockaddrInet4{Port: int(a.Port)}
-		if a.IP.IsValid() {
-			to.Addr = a.IP.As4()
-		}
-		return os.NewSyscallError("bind", unix.Bind(fd, to))
-	}
-	to := &unix.SockaddrInet6{Port: int(a.Port)}
-	if a.IP.IsValid() {
-		to.Addr = a.IP.As16()
-	}
-	only := 0
-	if a.Family == plan.V6 {
-		only = 1
-	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only)
-	return os.NewSyscallError("bind", unix.Bind(fd, to))
-}
-
-// probeSocket tells a socket that somebody answers on from a stale one.
-func probeSocket(path string, r probe) probe {
-	c, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		_ = c.Close()
-		r.OK, r.Detail, r.Remedy = false, "somebody listens there", "stop it, or choose another path"
+	if e := ports.Probe(a); e != nil {
+		r.OK, r.Detail, r.Remedy = false, e.Cause(), e.Remedy()
 	}
 	return r
 }

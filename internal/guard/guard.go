@@ -227,6 +227,13 @@ func ceilingOf(wanted int, files uint64, ports int) ceiling {
 	return c
 }
 
+// Slots is the arithmetic of max_connections: how many connections a limit of open files holds beside so many ports, at
+// most wanted (0: as many as there can be), and how many open files would hold wanted.
+func Slots(wanted int, files uint64, ports int) (held int, enough uint64) {
+	c := ceilingOf(wanted, files, ports)
+	return c.max, c.enough()
+}
+
 func (c ceiling) tell(log *slog.Logger) {
 	attrs := []any{
 		"max", c.max, "wanted", c.wanted, "open_files", c.files, "reserved", c.reserved, "files_per_connection", filesPerConn,

@@ -38,7 +38,7 @@ func (d *Dir) Check() error {
 	d.mu.Lock()
 	fault, size := d.fault, min(max(d.need, probeLeast), probeMost)
 	d.mu.Unlock()
-	if fault == nil && roomy(d.path) {
+	if fault == nil && Room(d.path) == nil {
 		return nil
 	}
 	err := d.probe(size)

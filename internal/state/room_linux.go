@@ -2,13 +2,19 @@ package state
 
 import "golang.org/x/sys/unix"
 
-// roomy reports whether the file system of dir says that it is writable and has room for a file.
-func roomy(dir string) bool {
+// Room says why the file system of dir takes no file: EROFS or ENOSPC; nil when it says that it does. It writes nothing,
+// and so cannot see every reason.
+func Room(dir string) error {
 	var s unix.Statfs_t
-	if unix.Statfs(dir, &s) != nil {
-		return false
+	if err := unix.Statfs(dir, &s); err != nil {
+		return err
 	}
 	const readOnly = 1 // ST_RDONLY
-	// A file system without a number of files of its own, such as btrfs, says 0 of 0.
-	return s.Flags&readOnly == 0 && s.Bavail*uint64(max(s.Bsize, 1)) >= probeLeast && (s.Files == 0 || s.Ffree > 0)
+	switch {
+	case s.Flags&readOnly != 0:
+		return unix.EROFS
+	case s.Bavail*uint64(max(s.Bsize, 1)) < probeLeast, s.Files > 0 && s.Ffree == 0: // btrfs says 0 files of 0
+		return unix.ENOSPC
+	}
+	return nil
 }

@@ -1,0 +1,12 @@
+//go:build !linux
+
+package doctor
+
+import "io/fs"
+
+const linux = false
+
+var features []feature
+
+// inodeOf is not needed where there is no /proc/locks.
+func inodeOf(fs.FileInfo) (string, bool) { return "", false }
