@@ -35,7 +35,10 @@ type Options struct {
 	// Ready is asked once, when the first plan is prepared and nothing of it shows. An error ends the start. nil: go on.
 	Ready func() error
 	// Touched counts the connections a change would disturb; nil counts none.
-	Touched  func(from, to *plan.Plan) int
+	Touched func(from, to *plan.Plan) int
+	// Busy is told when a change to the plan in force begins, and with false when it is over, whatever became of it. It
+	// must not call the Loop but for Now and Unconfirmed. nil: nobody asks.
+	Busy     func(bool)
 	Event    func(kind, object, message string)
 	Log      *slog.Logger
 	Registry prometheus.Registerer
@@ -119,6 +122,9 @@ func (l *Loop) reload(ctx context.Context, o ReloadOptions) (Result, error) {
 	if err := l.closed(); err != nil {
 		return Result{}, err
 	}
+	if !o.DryRun {
+		defer l.busy()()
+	}
 	old := l.now.Load()
 	next, err := l.read()
 	if err != nil {
@@ -192,6 +198,7 @@ func (l *Loop) Edit(ctx context.Context, match string, f func(*config.Layer) err
 	if match != "*" && match != now.Revision {
 		return Result{}, ErrStale
 	}
+	defer l.busy()()
 	layer := l.layer().Clone()
 	if err := f(layer); err != nil {
 		return Result{}, err
@@ -229,6 +236,15 @@ func (l *Loop) change(ctx context.Context, next *State, o ReloadOptions) (Result
 		return Result{}, err
 	}
 	return res, nil
+}
+
+// busy tells that a change begins; the func it returns, that it is over. mu is held.
+func (l *Loop) busy() (over func()) {
+	if l.o.Busy == nil {
+		return func() {}
+	}
+	l.o.Busy(true)
+	return func() { l.o.Busy(false) }
 }
 
 // follow prepares every follower, makes the layer durable, then commits and retires. mu is held.
@@ -408,6 +424,7 @@ func (l *Loop) goBack(u *undo) {
 	if l.undo != u || l.frozen != nil {
 		return
 	}
+	defer l.busy()()
 	l.undo = nil
 	l.until.Store(nil)
 	back := *u.back

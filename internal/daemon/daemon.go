@@ -72,6 +72,7 @@ type Daemon struct {
 	ports   *ports.Ports
 	loop    *control.Loop
 	api     *api.API
+	service service
 	admin   plan.AdminSettings // as started with; cannot change
 
 	phase   atomic.Pointer[phase]
@@ -151,6 +152,7 @@ func (d *Daemon) start(ctx context.Context) int {
 	set := &first.Plan.Settings
 	d.log = logs.New(logs.Options{Level: set.LogLevel, Format: set.LogFormat, Out: d.o.Err, Switch: d.level})
 	d.undo.log = d.log
+	d.openService()
 	d.admin = set.Admin
 	if d.o.Socket != "" {
 		d.admin.Socket = d.o.Socket
@@ -188,6 +190,7 @@ func (d *Daemon) start(ctx context.Context) int {
 	d.work(run, "state", d.watchState)
 	d.work(run, "pools", d.pools.Run)
 	d.work(run, "ports", d.ports.Run)
+	d.work(run, "service manager", d.report)
 	if err := d.loop.Start(ctx, first); err != nil {
 		return d.fail(err)
 	}
@@ -198,6 +201,7 @@ func (d *Daemon) start(ctx context.Context) int {
 		d.work(run, "watch", d.loop.Watch)
 	}
 	d.enter("serving")
+	d.service.Ready(d.line())
 	d.takenOver()
 	d.log.Info("serving", "version", d.o.Version, "pid", os.Getpid(), "config", first.Files, "ports", len(first.Plan.Ports), "routes", len(first.Plan.Routes))
 	return ExitOK
@@ -237,10 +241,10 @@ func (d *Daemon) build(layer *config.Layer) {
 	d.ports = ports.New(ports.Options{
 		Log: part("ports"), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
-		Inherited: d.inherited(), Held: d.heir != nil,
+		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(),
 	})
 	d.loop = control.New(control.Options{
-		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event,
+		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event, Busy: d.changing,
 		Log: part("control"), Registry: d.metrics,
 		Followers: []control.Named{
 			{Name: "settings", Follower: &settings{d: d}},
@@ -266,6 +270,7 @@ func (d *Daemon) event(kind, object, message string) {
 func (d *Daemon) fail(err error) int {
 	fmt.Fprintln(d.o.Err, err.Error())
 	d.refuse(err)
+	d.service.Status("cannot start: " + err.Error())
 	var bad config.Errors
 	var busy *ports.BindError
 	switch {
@@ -303,6 +308,7 @@ func (d *Daemon) Cut() {
 func (d *Daemon) stop() int {
 	d.enter("draining")
 	d.loop.Freeze(control.ErrFrozen)
+	d.service.Stopping(d.line())
 	set := d.loop.Now().Plan.Settings
 	d.log.Info("stopping", "shutdown_timeout", set.ShutdownTimeout, "shutdown_delay", set.ShutdownDelay)
 	if set.ShutdownDelay > 0 {

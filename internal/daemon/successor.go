@@ -4,25 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quaymaster/quaymaster/internal/api"
 	"github.com/quaymaster/quaymaster/internal/handover"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/ports"
 	"github.com/quaymaster/quaymaster/internal/ports/listen"
 	"github.com/quaymaster/quaymaster/internal/state"
-	"github.com/quaymaster/quaymaster/internal/systemd"
 )
 
 // What the two processes say to each other, in this order. Old to new: hello with the lock of the state folder, sockets
 // as often as there are more, predecessors with the links to those that still drain, all. New to old: prepared, or
 // failed. Old to new, which accepts nothing any more: go. New to old: serving. From then on the old one says how many
-// connections it has left, until it ends; the new one may say stop.
+// connections it has left, until it ends; the new one may say stop. The old one says main when the service manager, if
+// there is one, has taken note of the new one.
 const (
 	sayHello    = "hello"
 	saySockets  = "sockets"
@@ -34,6 +33,7 @@ const (
 	sayServing  = "serving"
 	sayLeft     = "left"
 	sayStop     = "stop"
+	sayMain     = "main"
 )
 
 // protocol is the version of that conversation; another one is refused.
@@ -148,7 +148,7 @@ func (d *Daemon) inherited() []listen.Inherited {
 		return d.heir.sockets
 	}
 	var out []listen.Inherited
-	for _, s := range systemd.Sockets(os.LookupEnv, os.Getpid()) {
+	for _, s := range d.service.sockets {
 		out = append(out, listen.Inherited{Name: s.Name, FD: s.FD, Systemd: !s.Stored, Stored: s.Stored})
 	}
 	return out
@@ -243,6 +243,9 @@ func (d *Daemon) follow(p *predecessor) {
 				return nil
 			}
 			m.Discard()
+			if m.Kind == sayMain {
+				d.service.Begin()
+			}
 			var n left
 			if m.Kind == sayLeft && m.Into(&n) == nil {
 				d.mu.Lock()
@@ -256,6 +259,9 @@ func (d *Daemon) follow(p *predecessor) {
 // forget takes p off the list when it has ended.
 func (d *Daemon) forget(p *predecessor, err error) {
 	_ = p.link.Close()
+	if p.link == d.heir.link {
+		d.service.Begin() // it can name us no more
+	}
 	d.mu.Lock()
 	d.before = slices.DeleteFunc(d.before, func(o *predecessor) bool { return o == p })
 	d.mu.Unlock()
@@ -269,6 +275,17 @@ func (d *Daemon) beforeUs() []*predecessor {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.before)
+}
+
+// beforeView shows them.
+func (d *Daemon) beforeView() []api.Before {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []api.Before
+	for _, p := range d.before {
+		out = append(out, api.Before{PID: p.pid, Connections: p.left, Since: p.since})
+	}
+	return out
 }
 
 // stopPredecessors asks them to drain as we do, and waits until they have ended or ctx has.
@@ -285,11 +302,6 @@ func (d *Daemon) stopPredecessors(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// ofSystemd reports whether a variable speaks of descriptors that systemd passed, which a successor gets by the link.
-func ofSystemd(variable string) bool {
-	return strings.HasPrefix(variable, "LISTEN_") || strings.HasPrefix(variable, "WATCHDOG_PID=")
 }
 
 func closeFD(fd int) {

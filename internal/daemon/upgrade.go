@@ -65,7 +65,7 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 	if err != nil {
 		return nil, err
 	}
-	link, child, err := handover.Start(binary, d.o.Args, slices.DeleteFunc(os.Environ(), ofSystemd))
+	link, child, err := handover.Start(binary, d.o.Args, append(os.Environ(), d.service.Env()...))
 	if err != nil {
 		give.Close()
 		give.Resume()
@@ -93,6 +93,7 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 		return nil, err
 	}
 	give.Finish(ready.Declined, child.Pid)
+	d.passService(ctx, link, child.Pid)
 	d.after = link
 	go func() { _, _ = child.Wait() }() // it is our child until we end, which is mostly before it does
 	return &api.Upgraded{PID: child.Pid, Before: os.Getpid()}, nil
@@ -195,12 +196,12 @@ func (d *Daemon) leave() int {
 		close(quiet)
 	}()
 	for waiting := true; waiting; {
+		_, n := d.edge.Connections(0)
+		_ = d.after.Send(sayLeft, left{Connections: n}) // for its status; one that has ended needs none
 		select {
 		case <-quiet:
 			waiting = false
 		case <-report.C:
-			_, n := d.edge.Connections(0)
-			_ = d.after.Send(sayLeft, left{Connections: n}) // for its status; one that has ended needs none
 		}
 	}
 	report.Stop()

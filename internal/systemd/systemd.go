@@ -35,6 +35,8 @@ type Options struct {
 	Env func(string) (string, bool) // os.LookupEnv
 	PID int
 	Log *slog.Logger
+	// Hold keeps everything back until Begin: the manager does not hear us before a predecessor has named us.
+	Hold bool
 }
 
 // A Notifier tells the service manager how we are (sd_notify). A nil one, and one without a manager, say nothing. Its
@@ -51,6 +53,7 @@ type Notifier struct {
 
 	mu     sync.Mutex // guards what follows
 	queue  []message
+	held   bool
 	closed bool
 	until  time.Time     // when closed: the end of sending
 	conn   *net.UnixConn // the sender's, which changes it; Close moves its deadline
@@ -73,7 +76,7 @@ func New(o Options) *Notifier {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	n := &Notifier{
-		socket: socket, log: o.Log, watchdog: watchdog(o.Env, o.PID),
+		socket: socket, log: o.Log, watchdog: watchdog(o.Env, o.PID), held: o.Hold,
 		more: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	if socket[0] != '/' && socket[0] != '@' || len(socket) > maxPath {
@@ -112,6 +115,17 @@ func (n *Notifier) Env() []string {
 		env = append(env, "WATCHDOG_USEC="+strconv.FormatInt(n.watchdog.Microseconds(), 10))
 	}
 	return env
+}
+
+// Begin sends what was held back, and from now on everything at once.
+func (n *Notifier) Begin() {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	n.held = false
+	n.mu.Unlock()
+	n.wake()
 }
 
 // Ready says that we serve: after the start, and after each Reloading.
@@ -216,17 +230,27 @@ func (n *Notifier) push(m message) {
 		return
 	}
 	n.mu.Lock()
-	full := n.closed || len(n.queue) >= maxQueue
-	if !full {
+	var err error
+	switch {
+	case n.closed:
+		err = errClosed
+	case len(n.queue) >= maxQueue:
+		err = errFull
+	default:
 		n.queue = append(n.queue, m)
 	}
 	n.mu.Unlock()
-	if full {
-		n.over(m, errors.New("too much waits to be said, or all has been said"))
+	if err != nil {
+		n.over(m, err)
 		return
 	}
 	n.wake()
 }
+
+var (
+	errFull   = errors.New("too much waits to be said")
+	errClosed = errors.New("all has been said")
+)
 
 func (n *Notifier) wake() {
 	select {
@@ -261,6 +285,9 @@ func (n *Notifier) run() {
 func (n *Notifier) next() (m message, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.held && !n.closed {
+		return m, false
+	}
 	if len(n.queue) == 0 {
 		n.queue = nil // a burst leaves nothing behind
 		return m, false
@@ -338,7 +365,7 @@ func sendmsg(c *net.UnixConn, text string, oob []byte) error {
 
 // over tells what became of a message, and closes what it had.
 func (n *Notifier) over(m message, err error) {
-	if err != nil {
+	if err != nil && err != errClosed {
 		n.fault(err)
 	}
 	if m.sent != nil {

@@ -277,6 +277,23 @@ func TestSyncWaitsUntilTheManagerHasRead(t *testing.T) {
 	}
 }
 
+func TestHeldBackUntilWeAreHeard(t *testing.T) {
+	m := newManager(t, filepath.Join(t.TempDir(), "notify"))
+	n := New(Options{Env: environ("NOTIFY_SOCKET", m.name), Hold: true})
+	t.Cleanup(n.Close)
+	n.Ready("first")
+	n.Alive()
+	_ = m.conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if k, err := m.conn.Read(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes said too early", k)
+	}
+	n.Begin()
+	n.Status("third")
+	for _, want := range []string{"READY=1\nSTATUS=first", "WATCHDOG=1", "STATUS=third"} {
+		m.want(want)
+	}
+}
+
 func TestWithoutAManagerNothingIsSaid(t *testing.T) {
 	for _, pairs := range [][]string{{}, {"NOTIFY_SOCKET", ""}, {"NOTIFY_SOCKET", "vsock:2:1"}, {"NOTIFY_SOCKET", "/" + strings.Repeat("x", 200)}} {
 		n, _ := open(t, pairs...)
