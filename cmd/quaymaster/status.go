@@ -59,6 +59,9 @@ func (s *shell) printStatus(st *api.Status, ports []api.Port) {
 		line("unconfirmed", "goes back in %s unless you run: quaymaster confirm", span(time.Until(*by)))
 	}
 	line("connections", "%d of %d", st.Connections.Active, st.Connections.Max)
+	for _, b := range st.Before {
+		line("draining", "pid %d, replaced %s ago, %d connections", b.PID, ago(b.Since), b.Connections)
+	}
 	if len(ports) > 0 {
 		fmt.Fprintln(s.out)
 		s.printPorts(ports)

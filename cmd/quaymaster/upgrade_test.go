@@ -239,6 +239,13 @@ func TestP20_UpgradeUnderLoad(t *testing.T) {
 	if got := q.pid(); got != third {
 		t.Errorf("pid %d answers, want %d", got, third)
 	}
+	var status struct {
+		Before []struct{ PID, Connections int }
+	}
+	q.until("the status shows who drains", func() bool {
+		q.get("/v1/status", &status)
+		return len(status.Before) == 2 && status.Before[0].PID+status.Before[1].PID == first+second && status.Before[0].Connections+status.Before[1].Connections >= 551
+	})
 	if got := inode(t, p); got != number {
 		t.Errorf("the socket was replaced: inode %d, then %d", number, got)
 	}

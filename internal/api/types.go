@@ -10,7 +10,8 @@ type Status struct {
 	Since       time.Time    `json:"since"` // of State
 	Config      ConfigStatus `json:"config"`
 	Connections Slots        `json:"connections"`
-	Problems    []Trouble    `json:"problems"` // never null
+	Before      []Before     `json:"before,omitempty"` // replaced by upgrades, oldest first
+	Problems    []Trouble    `json:"problems"`         // never null
 }
 
 // ConfigStatus says which configuration is in force. Error is why the newest reload was refused, "" if it was not.
@@ -21,6 +22,13 @@ type ConfigStatus struct {
 	Error    string    `json:"error"`
 	// ConfirmBy is when an unconfirmed reload goes back by itself; absent when none waits.
 	ConfirmBy *time.Time `json:"confirm_by,omitempty"`
+}
+
+// Before is a process that was replaced by an upgrade and still has connections.
+type Before struct {
+	PID         int       `json:"pid"`
+	Connections int       `json:"connections"` // as it said last, at most a second ago
+	Since       time.Time `json:"since"`
 }
 
 // Slots are the client connections at this moment and the most there may be.
@@ -46,6 +54,7 @@ type Port struct {
 	State   string     `json:"state"`   // bound, retrying, fallback, activated, leased, released or failed
 	Since   time.Time  `json:"since"`
 	Source  string     `json:"source"`
+	Origin  string     `json:"origin"` // of the socket: own, systemd or predecessor; empty while there is none
 	Routes  []string   `json:"routes"` // never null
 	App     string     `json:"app"`
 	Holder  *Holder    `json:"holder"` // who has it instead of us; null when we do or nobody knows

@@ -45,6 +45,7 @@ func (d *Daemon) status() api.Status {
 		PID: os.Getpid(), Version: d.o.Version, State: ph.name, Since: ph.since,
 		Config: d.configStatus(), Problems: d.problems(),
 	}
+	s.Before = d.beforeView()
 	g := d.guard.Status()
 	s.Connections = api.Slots{Active: g.Active, Max: g.Max}
 	for _, p := range s.Problems {
@@ -148,7 +149,7 @@ func apiPort(p ports.Status) api.Port {
 	}
 	a := api.Port{
 		Proto: p.Proto, Address: p.Address, Port: int(p.Port), Wanted: p.Wanted, State: string(p.State), Since: p.Since,
-		Source: p.Source, Routes: routes, App: p.App, Error: p.Error,
+		Source: p.Source, Origin: p.Origin, Routes: routes, App: p.App, Error: p.Error,
 	}
 	if !p.NextTry.IsZero() {
 		next := p.NextTry
