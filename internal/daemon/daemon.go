@@ -230,7 +230,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Log: part("pools"), Registry: d.metrics,
 		Ours:      d.isOurs,
 		Listening: d.listeningNear,
-		Key:       d.stickyKey(),
+		Key:       stickyKey(d.state.Path()),
 	})
 	d.edge = edge.New(edge.Options{
 		Log: part("edge"), Guard: d.guard, Pools: d.pools, Access: &d.access,

@@ -1,31 +1,23 @@
 package daemon
 
 import (
-	"crypto/rand"
-	"errors"
-	"io/fs"
+	"crypto/hmac"
+	"crypto/sha256"
+	"os"
+	"strings"
 )
 
-// The key under which sticky cookies name their targets: kept, so that they mean the same after a restart and in a
-// successor. It gives no right to anything.
-const (
-	keyFile = "sticky.key"
-	keySize = 32 // bytes
-)
+// machineID is the file that names a machine for good (machine-id(5)). Its content is confidential: it is a key here.
+const machineID = "/etc/machine-id"
 
-// stickyKey reads the key, or makes one. One that cannot be kept serves for as long as this process.
-func (d *Daemon) stickyKey() []byte {
-	key, err := d.state.Read(keyFile)
-	if err == nil && len(key) == keySize {
-		return key
+// stickyKey is the key under which sticky cookies name their targets: the same after a restart and in a successor, and
+// another one for each machine and state folder. It is nil, which means a random one, where the machine has no id.
+func stickyKey(stateDir string) []byte {
+	id, err := os.ReadFile(machineID)
+	if err != nil || strings.TrimSpace(string(id)) == "" {
+		return nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.log.Warn("sticky cookies will be forgotten", "err", err)
-	}
-	key = make([]byte, keySize)
-	_, _ = rand.Read(key) // never fails
-	if err := d.state.Write(keyFile, key); err != nil {
-		d.log.Warn("sticky cookies will be forgotten at the next restart", "err", err)
-	}
-	return key
+	h := hmac.New(sha256.New, id)
+	h.Write([]byte("quaymaster sticky " + stateDir))
+	return h.Sum(nil)
 }
