@@ -58,10 +58,11 @@ func (b *binder) add(s *socket, owner string) {
 	b.owners[s] = owner
 }
 
-// acquire gets what p wants, or the first address of its fallback list that is to be had.
-func (b *binder) acquire(p *plan.Port) (grip, *BindError) {
+// acquire gets what p wants, or the first address of its fallback list that is to be had, unless patient says that the
+// port itself is worth waiting for.
+func (b *binder) acquire(p *plan.Port, patient func(*BindError) bool) (grip, *BindError) {
 	g, err := b.one(p.Addr, p)
-	if err == nil || b.ps.opt.Strict {
+	if err == nil || patient != nil && patient(err) || b.ps.opt.Strict {
 		return g, err
 	}
 	for _, a := range p.Fallback {
@@ -93,12 +94,15 @@ func (b *binder) one(a plan.Addr, p *plan.Port) (grip, *BindError) {
 			beside = append(beside, s)
 		}
 	}
-	if p.Policy.ReusePort {
-		if h := b.ps.foreign(a); h != nil {
+	reuse := p.Policy.ReusePort && a.Network == plan.TCP
+	if reuse {
+		h, err := foreign(a)
+		if h != nil {
 			return grip{}, &BindError{Proto: a.Network.String(), Addr: a, Kind: InUse, Holder: h, looked: true, Err: unix.EADDRINUSE}
 		}
+		reuse = err == nil // where nobody can tell who shares it, we take it alone; got lets others join
 	}
-	s, err := bindBeside(a, beside, p.Policy.ReusePort)
+	s, err := bindBeside(a, beside, reuse)
 	if err != nil {
 		return grip{}, bindError(a, err)
 	}

@@ -12,16 +12,17 @@ import (
 
 // A change is one plan on its way in. From Prepare to Retire or Abort it holds the right to change ports.
 type change struct {
-	ps    *Ports
-	plan  *plan.Plan
-	first bool
-	b     *binder
-	next  []*port // the ports of the new plan, those that stay included
-	got   map[*port]grip
-	busy  map[*port]*BindError
-	over  []*socket // no port has them any more; closed by Retire
-	left  []*socket // of a process that died, and not wanted any more; closed by Retire
-	gone  []*port   // no longer wanted
+	ps       *Ports
+	plan     *plan.Plan
+	first    bool
+	b        *binder
+	next     []*port // the ports of the new plan, those that stay included
+	got      map[*port]grip
+	busy     map[*port]*BindError
+	seizable map[*port]bool // busy, and its holders may be ended
+	over     []*socket      // no port has them any more; closed by Retire
+	left     []*socket      // of a process that died, and not wanted any more; closed by Retire
+	gone     []*port        // no longer wanted
 }
 
 // Prepare binds and listens wherever p wants a port that the running plan does not have; clients that come before
@@ -35,7 +36,7 @@ func (ps *Ports) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 		return nil, err
 	}
 	ps.spare.Hold()
-	c := &change{ps: ps, plan: p, b: ps.binder(), got: make(map[*port]grip), busy: make(map[*port]*BindError)}
+	c := &change{ps: ps, plan: p, b: ps.binder(), got: make(map[*port]grip), busy: make(map[*port]*BindError), seizable: make(map[*port]bool)}
 	if err := c.prepare(ctx); err != nil {
 		c.Abort()
 		return nil, err
@@ -56,13 +57,17 @@ func (c *change) prepare(ctx context.Context) error {
 			c.improve(p)
 			continue
 		}
-		g, err := c.b.acquire(p.plan)
+		g, err := c.b.acquire(p.plan, func(e *BindError) bool {
+			c.seizable[p] = c.ps.seizable(p.plan, e, time.Now())
+			return c.seizable[p]
+		})
 		if err != nil {
 			c.busy[p] = err
 			continue
 		}
 		c.got[p] = g
 	}
+	c.seize(ctx)
 	c.ps.explain(c.got, c.busy)
 	var errs []error
 	for _, p := range c.next {
@@ -124,7 +129,7 @@ func (c *change) improve(p *port) {
 	for _, s := range socks {
 		c.b.leaving[s] = true
 	}
-	g, err := c.b.acquire(to)
+	g, err := c.b.acquire(to, nil)
 	switch {
 	case err == nil:
 		c.got[p] = g
@@ -139,8 +144,18 @@ func (c *change) improve(p *port) {
 
 // wish is what the new plan says about p.
 func (c *change) wish(p *port) *plan.Port {
-	i, _ := slices.BinarySearchFunc(c.plan.Ports, p.plan.Addr, func(pp *plan.Port, a plan.Addr) int { return pp.Addr.Compare(a) })
+	i, _ := c.find(p.plan.Addr)
 	return c.plan.Ports[i]
+}
+
+// wants reports whether the new plan wants a.
+func (c *change) wants(a plan.Addr) bool {
+	_, ok := c.find(a)
+	return ok
+}
+
+func (c *change) find(a plan.Addr) (int, bool) {
+	return slices.BinarySearchFunc(c.plan.Ports, a, func(pp *plan.Port, a plan.Addr) int { return pp.Addr.Compare(a) })
 }
 
 // mayWait reports whether the plan may come true without p for now.
@@ -165,6 +180,7 @@ func (c *change) Commit() {
 		ps.keepAll()
 	}
 	ps.planned = true
+	ps.forget(c.wants)
 	for _, p := range c.gone {
 		delete(ps.ports, p.plan.Addr)
 	}
@@ -277,18 +293,26 @@ func (ps *Ports) retry(ctx context.Context) {
 	b := ps.binder()
 	got, busy := make(map[*port]grip), make(map[*port]*BindError)
 	for _, p := range due {
-		if g, err := b.acquire(p.plan); err != nil {
-			busy[p] = err
-		} else {
+		pursued := false
+		g, err := b.acquire(p.plan, func(e *BindError) bool {
+			pursued = ps.takeOver(p, e, now)
+			return pursued
+		})
+		switch {
+		case err == nil:
 			got[p] = g
+		case pursued:
+			ps.pursue(p, now)
+		default:
+			busy[p] = err
 		}
 	}
 	ps.explain(got, busy)
 	for _, p := range due {
-		if err := busy[p]; err != nil {
+		if g, ok := got[p]; ok {
+			ps.nowBound(p, g)
+		} else if err := busy[p]; err != nil {
 			ps.stillBusy(p, err)
-		} else {
-			ps.nowBound(p, got[p])
 		}
 	}
 	ps.mu.Lock()
@@ -304,6 +328,9 @@ func (ps *Ports) nowBound(p *port, g grip) {
 	p.got(g, time.Now())
 	e := p.event(p.since, nil, nil)
 	ps.mu.Unlock()
+	if t := ps.takeovers[p.plan.Addr]; t != nil {
+		t.end() // it let go before it ended
+	}
 	ps.emit(e)
 }
 

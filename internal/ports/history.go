@@ -28,12 +28,18 @@ type Event struct {
 	Before  int       `json:"references_before"`
 	After   int       `json:"references_after"`
 	Reason  string    `json:"reason,omitempty"`
+
+	// Of an eviction alone, which changes nothing about the port. State is "" when no plan wants the port yet.
+	Signal  string   `json:"signal,omitempty"`
+	Holders []string `json:"holders,omitempty"`
 }
 
 // emit tells the log, the history, the metrics and the listener of Options about events; the change lock is held.
 func (ps *Ports) emit(events ...Event) {
 	for _, e := range events {
-		ps.metrics.state(e.Port, e.State)
+		if e.Signal == "" {
+			ps.metrics.state(e.Port, e.State)
+		}
 		for _, part := range e.split() {
 			ps.log(part)
 			ps.mu.Lock()
@@ -48,7 +54,7 @@ func (ps *Ports) emit(events ...Event) {
 
 // split cuts an event into such that fit a line. A released port has lost all its users, named or not.
 func (e Event) split() []Event {
-	if e.State == Released {
+	if e.State == Released || e.Signal != "" {
 		e.Removed = e.Removed[:min(len(e.Removed), lineUsers)]
 		return []Event{e}
 	}
@@ -68,6 +74,10 @@ func (e Event) split() []Event {
 }
 
 func (ps *Ports) log(e Event) {
+	if e.Signal != "" {
+		ps.opt.Log.Warn("holder told to end", "port", e.Port.String(), "signal", e.Signal, "holders", e.Holders)
+		return
+	}
 	args := []any{"port", e.Port.String(), "address", e.Address, "state", string(e.State), "before", e.Before, "after", e.After}
 	if len(e.Added) > 0 {
 		args = append(args, "added", e.Added)

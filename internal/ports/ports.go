@@ -44,6 +44,9 @@ type Options struct {
 	Log      *slog.Logger
 	Registry prometheus.Registerer
 
+	// Own reports whether Quaymaster itself started a process: what take_over own may end. The start is as package holder
+	// reads it, which may move by a second when the clock is set. nil: none.
+	Own func(pid int, started time.Time) bool
 	// Safe keeps copies of the plan's sockets, for the process that follows if this one dies. nil: nobody does.
 	Safe Safe
 	// Held keeps admin and metrics from accepting until Admit: a predecessor still does.
@@ -52,6 +55,8 @@ type Options struct {
 	Strict bool
 	// Inherited are sockets that were open when the process started, from systemd or from a process we replace.
 	Inherited []listen.Inherited
+
+	grace time.Duration // before a holder that does not end is killed; 0 is evict.Grace
 }
 
 // Ports follows the plan with listening sockets. Use New.
@@ -70,6 +75,8 @@ type Ports struct {
 	// loop, or Stop. Events leave only under it, which keeps them in order. It is taken before mu.
 	change chan struct{}
 	safe   map[plan.Addr]*socket // what Options.Safe has; for whoever holds change
+
+	takeovers map[plan.Addr]*takeover // by wish; for whoever holds change
 
 	waits map[*socket]uint64 // of Stuck alone
 
@@ -91,7 +98,7 @@ func New(o Options) *Ports {
 	}
 	ps := &Ports{
 		opt: o, metrics: newMetrics(o.Registry), wake: make(chan struct{}, 1), change: make(chan struct{}, 1),
-		ports: make(map[plan.Addr]*port),
+		ports: make(map[plan.Addr]*port), takeovers: make(map[plan.Addr]*takeover),
 	}
 	ps.ours.Store(&map[uint16][]plan.Addr{})
 	if o.Held {
@@ -147,6 +154,7 @@ func (ps *Ports) Stop(ctx context.Context) error {
 		return err
 	}
 	defer ps.unlock()
+	ps.forget(func(plan.Addr) bool { return false })
 	ps.mu.Lock()
 	ps.stopped = true
 	gone := ps.sorted()

@@ -106,14 +106,14 @@ func (e *BindError) name(h *Holder) {
 }
 
 // foreign is a process that listens on a or an overlapping address and does not run our program; nil when there is none.
-func (ps *Ports) foreign(a plan.Addr) *Holder {
+// The error says that nobody can tell.
+func foreign(a plan.Addr) (*Holder, error) {
 	holders, err := holder.Find(func(l netip.AddrPort) bool { return l.Port() == a.Port && a.Port != 0 }, nil)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	exe, _ := os.Executable()
-	holders = slices.DeleteFunc(holders, func(h Holder) bool { return h.Exe == exe && exe != "" })
+	holders = slices.DeleteFunc(holders, func(h Holder) bool { return ours(&h) })
 	e := &BindError{Addr: a}
 	e.blame(holders, nil)
-	return e.Holder
+	return e.Holder, nil
 }
