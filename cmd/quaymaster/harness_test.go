@@ -150,8 +150,19 @@ func (q *qm) run(args ...string) { q.runEnv(nil, args...) }
 
 func (q *qm) runEnv(env []string, args ...string) {
 	q.t.Helper()
+	q.launch(env, append([]string{binary, "run", "-c", q.file}, args...))
+}
+
+// runAs starts what begins a command line (a script, setpriv) and ends in the program.
+func (q *qm) runAs(program ...string) {
+	q.t.Helper()
+	q.launch(nil, append(program, "run", "-c", q.file))
+}
+
+func (q *qm) launch(env, line []string) {
+	q.t.Helper()
 	q.log, q.out, q.done = &lockedBuffer{}, &lockedBuffer{}, make(chan struct{})
-	q.cmd = exec.Command(binary, append([]string{"run", "-c", q.file}, args...)...)
+	q.cmd = exec.Command(line[0], line[1:]...)
 	q.cmd.Stdout, q.cmd.Stderr = q.out, q.log
 	q.cmd.Env = append(os.Environ(), env...)
 	q.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -209,13 +209,16 @@ func (x *examination) logFile(name string) {
 	const object = "log.access.file"
 	dir := filepath.Dir(name)
 	info, err := os.Stat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		info, err = os.Stat(dir)
-		if err != nil || !x.user.may(dir, info, mayWrite|mayEnter) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if info, err = os.Stat(dir); err != nil || !x.user.may(dir, info, mayWrite|mayEnter) {
 			x.add(Fail, object, fmt.Sprintf("install -d -m 750 -o %s %s", x.user.name, dir), "%s may not make %s", x.user, name)
 			return
 		}
-	} else if err != nil || !x.user.may(name, info, mayWrite) {
+	case err != nil:
+		x.add(Fail, object, "write a log.access.file in a folder that "+x.user.String()+" may enter", "%s cannot get to %s: %v", x.user, name, why(err))
+		return
+	case !x.user.may(name, info, mayWrite):
 		x.add(Fail, object, fmt.Sprintf("chown %s %s", x.user.name, name), "%s may not write %s", x.user, name)
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	osuser "os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -110,11 +111,28 @@ const (
 )
 
 // may reports whether the user has the rights to what is at path. For another user than the one who asks the bits of
-// the mode are read: ACLs are not.
+// the modes are read, from the root down: ACLs are not.
 func (u user) may(path string, info fs.FileInfo, rights uint32) bool {
 	if u.self {
 		return access(path, rights)
 	}
+	if !u.has(info, rights) {
+		return false
+	}
+	abs, err := filepath.Abs(path)
+	for dir := filepath.Dir(abs); err == nil; dir = filepath.Dir(dir) {
+		if above, second := os.Stat(dir); second == nil && !u.has(above, mayEnter) {
+			return false
+		}
+		if dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	return true
+}
+
+// has reports whether the mode of a file gives the user those rights.
+func (u user) has(info fs.FileInfo, rights uint32) bool {
 	uid, gid, ok := owner(info)
 	mode := uint32(info.Mode().Perm())
 	switch {

@@ -81,8 +81,10 @@ func probeUnix(a plan.Addr) *BindError {
 	}
 	info, err := os.Lstat(a.Path)
 	switch {
-	case err != nil:
+	case errors.Is(err, os.ErrNotExist):
 		return nil
+	case err != nil:
+		return bindError(a, err)
 	case info.Mode().Type() != os.ModeSocket:
 		return e
 	}
