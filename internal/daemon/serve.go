@@ -28,7 +28,10 @@ func (d *Daemon) dropped(client netip.AddrPort, l *ports.Listener) {
 // portEvent tells followers of events what happened to a port, in the words of `notify`.
 func (d *Daemon) portEvent(e ports.Event) {
 	kind := "port." + string(e.State)
-	if e.State == ports.Retrying {
+	switch {
+	case e.Signal != "":
+		kind = "port.take_over"
+	case e.State == ports.Retrying:
 		kind = "port.held"
 	}
 	d.event(kind, e.Port.String(), e.Reason)

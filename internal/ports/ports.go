@@ -2,7 +2,8 @@
 //
 // It promises that a port is bound before it is promised and closed only after its last use; that a connection the
 // kernel has accepted is served or counted, never lost; and that whoever stands in the way of a port is named. It never
-// reads a byte of a connection, never ends a process, and never checks whether a port is free other than by binding it.
+// reads a byte of a connection, never ends a process but through evict and where take_over says so, and never checks
+// whether a port is free other than by binding it.
 package ports
 
 import (
