@@ -21,6 +21,7 @@ func (s *shell) portsVerb() *cobra.Command {
 		},
 	)
 	c.AddCommand(
+		s.leaseVerb(), s.releaseVerb(),
 		verb(
 			"who PORT", "Say who listens on a port; exit 1 if nobody does. Needs no daemon", "quaymaster ports who 443",
 			cobra.ExactArgs(1), func(_ context.Context, args []string) error { return s.who(args[0]) },
@@ -48,9 +49,17 @@ func (s *shell) printPorts(list []api.Port) {
 		if p.NextTry != nil {
 			next = "in " + span(time.Until(*p.NextTry))
 		}
-		rows = append(rows, []string{p.Wanted, p.Proto, at, p.State, ago(p.Since), strings.Join(p.Routes, ","), by, next})
+		rows = append(rows, []string{p.Wanted, p.Proto, at, p.State, ago(p.Since), users(p), by, next})
 	}
 	table(s.out, "PORT PROTO ADDRESS STATE FOR ROUTES HOLDER NEXT-TRY", rows)
+}
+
+// users are what a port is for.
+func users(p api.Port) string {
+	if p.App != "" {
+		return "app " + p.App
+	}
+	return strings.Join(p.Routes, ",")
 }
 
 // portNumber reads an argument that must be a port.

@@ -28,6 +28,7 @@ type Options struct {
 	Editor      Editor
 	Configs     Configs
 	Ports       Ports
+	Leases      Leases
 	Upstreams   func() []Upstream
 	Connections func() []Connection
 	Explain     func(ctx context.Context, q Question) (*Explanation, error)
@@ -95,6 +96,9 @@ func endpoints() []endpoint {
 		{"GET", "/v1/status", read, false, (*API).status, "How the daemon is", nil, Status{}},
 		{"GET", "/v1/ports", read, false, (*API).ports, "Every port held or wanted", nil, []Port{}},
 		{"GET", "/v1/ports/{port}", read, false, (*API).port, "One port and its history", nil, PortDetail{}},
+		{"GET", "/v1/leases", read, false, (*API).leases, "Every port that is leased to an app", nil, []Lease{}},
+		{"POST", "/v1/leases/{name}", write, false, (*API).lease, "Lease a port to an app", []string{"new"}, Lease{}},
+		{"DELETE", "/v1/leases/{name}", write, false, (*API).release, "Give the port of an app back", nil, Lease{}},
 		{"GET", "/v1/routes", read, false, (*API).routes, "Every route with its targets", nil, []Route{}},
 		{"PUT", "/v1/routes/{name}", write, false, (*API).putRoute, "Make or replace a route of the API layer", nil, Change{}},
 		{"DELETE", "/v1/routes/{name}", write, false, (*API).deleteRoute, "Remove a route of the API layer", nil, Change{}},

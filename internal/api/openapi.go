@@ -72,7 +72,7 @@ func (d *document) operation(e *endpoint) (operation, error) {
 	for _, name := range e.asks {
 		op.Parameters = append(op.Parameters, parameter{name, "query", false, text})
 	}
-	if e.method == http.MethodPut || e.method == http.MethodDelete {
+	if (e.method == http.MethodPut || e.method == http.MethodDelete) && !strings.HasPrefix(e.path, "/v1/leases/") {
 		op.Parameters = append(op.Parameters, parameter{"If-Match", "header", true, text})
 	}
 	fault, err := d.schema(Problem{})

@@ -30,6 +30,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/pools"
 	"github.com/quaymaster/quaymaster/internal/ports"
+	"github.com/quaymaster/quaymaster/internal/ports/leases"
 	"github.com/quaymaster/quaymaster/internal/proxy"
 	"github.com/quaymaster/quaymaster/internal/state"
 )
@@ -70,6 +71,7 @@ type Daemon struct {
 	pools   *pools.Pools
 	edge    *edge.Edge
 	ports   *ports.Ports
+	leases  *leases.Leases
 	loop    *control.Loop
 	api     *api.API
 	service service
@@ -190,6 +192,7 @@ func (d *Daemon) start(ctx context.Context) int {
 	d.work(run, "state", d.watchState)
 	d.work(run, "pools", d.pools.Run)
 	d.work(run, "ports", d.ports.Run)
+	d.work(run, "leases", d.leases.Run)
 	d.work(run, "service manager", d.report)
 	if err := d.loop.Start(ctx, first); err != nil {
 		return d.fail(err)
@@ -244,10 +247,12 @@ func (d *Daemon) build(layer *config.Layer) {
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
 		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(),
 	})
+	d.leases = d.newLeases(part("leases"))
 	d.loop = control.New(control.Options{
 		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event, Busy: d.changing,
 		Log: part("control"), Registry: d.metrics,
 		Followers: []control.Named{
+			{Name: "leases", Follower: d.leases},
 			{Name: "settings", Follower: &settings{d: d}},
 			{Name: "guard", Follower: d.guard},
 			{Name: "pools", Follower: d.pools},

@@ -46,8 +46,14 @@ func (d *Daemon) Upgrade(ctx context.Context, o api.UpgradeOptions) (*api.Upgrad
 	if err != nil {
 		return nil, err
 	}
+	thaw, err := d.leases.Suspend(ctx)
+	if err != nil {
+		resume()
+		return nil, err
+	}
 	up, err := d.handOver(ctx, binary, o.Timeout)
 	if err != nil {
+		thaw()
 		resume()
 		d.log.Error("upgrade failed; this process goes on serving", "binary", binary, "err", err)
 		d.event("upgrade.failed", binary, err.Error())

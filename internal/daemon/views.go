@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"time"
@@ -26,6 +27,7 @@ func (d *Daemon) apiOptions(metrics http.Handler) api.Options {
 		Editor:      (*changes)(d),
 		Configs:     (*changes)(d),
 		Ports:       (*portView)(d),
+		Leases:      (*leaseView)(d),
 		Upstreams:   d.upstreams,
 		Connections: d.connections,
 		Explain:     d.explain,
@@ -86,6 +88,7 @@ func (d *Daemon) problems() []api.Trouble {
 			out = append(out, *t)
 		}
 	}
+	out = append(out, d.leaseTroubles()...)
 	for _, u := range d.pools.Status() {
 		for _, t := range u.Targets {
 			var message string
@@ -129,7 +132,7 @@ func (v *portView) Ports() []api.Port {
 	for _, p := range list {
 		out = append(out, apiPort(p))
 	}
-	return out
+	return append(out, (*Daemon)(v).leasePorts()...)
 }
 
 // History is what happened to a port, oldest first.
@@ -139,6 +142,8 @@ func (v *portView) History(port uint16) []api.PortEvent {
 	for _, e := range list {
 		out = append(out, api.PortEvent{Time: e.Time, State: string(e.State), Address: e.Address, Message: e.Reason})
 	}
+	out = append(out, (*Daemon)(v).leaseHistory(port)...)
+	slices.SortStableFunc(out, func(a, b api.PortEvent) int { return a.Time.Compare(b.Time) })
 	return out
 }
 

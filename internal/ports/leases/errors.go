@@ -22,7 +22,7 @@ func (e *ExhaustedError) Error() string {
 	if more := len(who) - maxShown; more > 0 {
 		who = append(who[:maxShown:maxShown], fmt.Sprintf("and %d more", more))
 	}
-	return fmt.Sprintf("cannot lease a port: none of app_ports %s is free (%s); give one back with \"quaymaster ports release NAME\", or widen app_ports",
+	return fmt.Sprintf("none of app_ports %s is free (%s); give one back with \"quaymaster ports release NAME\", or widen app_ports",
 		e.Range, strings.Join(who, ", "))
 }
 
@@ -37,18 +37,18 @@ type BusyError struct {
 }
 
 func (e *BusyError) Error() string {
-	return fmt.Sprintf("cannot hold port %d, which is leased to %s: %s; stop that, or take another port with \"quaymaster ports lease %s --new\"",
+	return fmt.Sprintf("port %d of %s is %s; stop that, or take another port with \"quaymaster ports lease %s --new\"",
 		e.Port, e.Name, e.Who, e.Name)
 }
 
 // A StoreError says that a change could not be written down, and so was not made.
 type StoreError struct {
-	What string
+	What string // "the lease of web"
 	Err  error
 }
 
 func (e *StoreError) Error() string {
-	return fmt.Sprintf("cannot %s: it could not be written down, and would be forgotten at the next start: %v", e.What, e.Err)
+	return fmt.Sprintf("%s could not be written down, and would be forgotten at the next start: %v", e.What, e.Err)
 }
 
 // Unwrap gives the error of the store.
@@ -62,7 +62,7 @@ func (e *NameError) Error() string {
 	if len(name) > 80 {
 		name = name[:80] + "..."
 	}
-	return fmt.Sprintf("cannot lease a port to %q: an app's name has 1 to 63 letters a-z, digits and dashes, and no dash at an end", name)
+	return fmt.Sprintf("%q is no name of an app: that has 1 to 63 letters a-z, digits and dashes, and no dash at an end", name)
 }
 
 // checkName wants a DNS label in lower case (RFC 1123, section 2.1).

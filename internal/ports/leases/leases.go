@@ -106,21 +106,29 @@ type Claim struct {
 // Leases are the leases in the order they were asked for.
 func (c *Claim) Leases() []*Lease { return slices.Clone(c.leases) }
 
-// Made reports whether l was made for this claim; if not, its name had it before.
-func (c *Claim) Made(l *Lease) bool { return slices.Contains(c.made, l) }
-
 // Ask leases a port for each want, all or none: the port that the name has, else the lowest free one. The leases are
 // written to the disk and their ports held when it returns; they are provisional until Commit.
 //
 // The error is an *ExhaustedError when no port is left, a *BusyError when the port that a name has is held by somebody
 // else (ask for a new one, or again later), a *NameError, a *StoreError, or one of the variables.
 func (ls *Leases) Ask(ctx context.Context, wants ...Want) (*Claim, error) {
-	c, err := ls.ask(ctx, wants)
+	c, err := ls.ask(ctx, wants, false)
 	ls.metrics.asked(c, err, len(wants))
 	return c, err
 }
 
-func (ls *Leases) ask(ctx context.Context, wants []Want) (*Claim, error) {
+// Take leases one port and makes the lease good at once. made says whether the name had another port before, or none.
+func (ls *Leases) Take(ctx context.Context, w Want) (l *Lease, made bool, err error) {
+	c, err := ls.ask(ctx, []Want{w}, true)
+	ls.metrics.asked(c, err, 1)
+	if err != nil {
+		return nil, false, err
+	}
+	return c.leases[0], len(c.made) > 0, nil
+}
+
+// ask leases; with commit nobody sees the leases as provisional.
+func (ls *Leases) ask(ctx context.Context, wants []Want, commit bool) (*Claim, error) {
 	for i, w := range wants {
 		if err := checkName(w.Name); err != nil {
 			return nil, err
@@ -141,8 +149,11 @@ func (ls *Leases) ask(ctx context.Context, wants []Want) (*Claim, error) {
 	if len(c.made) > 0 {
 		if err := ls.save(); err != nil {
 			c.undo()
-			return nil, &StoreError{What: "lease a port", Err: err}
+			return nil, &StoreError{What: "the lease of " + wants[0].Name, Err: err}
 		}
+	}
+	if commit {
+		c.Commit()
 	}
 	return c, nil
 }
@@ -300,7 +311,7 @@ func (ls *Leases) drop(l *Lease) error {
 			l.leaving = false
 			ls.dirty = true
 			ls.mu.Unlock()
-			return &StoreError{What: "release port " + fmt.Sprint(l.port), Err: err}
+			return &StoreError{What: "the release of " + l.name, Err: err}
 		}
 	}
 	ls.mu.Lock()

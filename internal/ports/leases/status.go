@@ -24,20 +24,24 @@ type Status struct {
 // Status lists every lease by port.
 func (ls *Leases) Status() []Status {
 	list := ls.list()
-	ls.mu.Lock()
-	defer ls.mu.Unlock()
 	out := make([]Status, 0, len(list))
 	for _, l := range list {
-		if l.state == Released {
-			continue
+		if s := l.Status(); s.State != Released {
+			out = append(out, s)
 		}
-		s := Status{Name: l.name, Port: l.port, State: l.state, Since: l.since}
-		if l.err != nil {
-			s.Error, s.NextTry = l.err.Error(), l.err.at.Add(retryEvery)
-		}
-		out = append(out, s)
 	}
 	return out
+}
+
+// Status is the lease as it is shown.
+func (l *Lease) Status() Status {
+	l.ls.mu.Lock()
+	defer l.ls.mu.Unlock()
+	s := Status{Name: l.name, Port: l.port, State: l.state, Since: l.since}
+	if l.err != nil {
+		s.Error, s.NextTry = l.err.Error(), l.err.at.Add(retryEvery)
+	}
+	return s
 }
 
 // An Event is one change of a lease.
