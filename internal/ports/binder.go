@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/ports/holder"
 	"github.com/quaymaster/quaymaster/internal/ports/listen"
 )
 
@@ -20,6 +21,7 @@ type binder struct {
 	opened  []*socket        // bound by this binder
 	live    map[numbered][]*socket
 	owners  map[*socket]string // who has a socket, for the error
+	look    *holder.Look       // the processes are walked once for all that this binder tries
 }
 
 type numbered struct {
@@ -35,6 +37,7 @@ func (ps *Ports) binder() *binder {
 	}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	b.look = ps.look()
 	for _, p := range ps.ports {
 		for _, s := range p.socks {
 			b.add(s, "port "+p.plan.Addr.String())
@@ -96,7 +99,7 @@ func (b *binder) one(a plan.Addr, p *plan.Port) (grip, *BindError) {
 	}
 	reuse := p.Policy.ReusePort && a.Network == plan.TCP
 	if reuse {
-		h, err := foreign(a)
+		h, err := foreign(b.look, a)
 		if h != nil {
 			return grip{}, &BindError{Proto: a.Network.String(), Addr: a, Kind: InUse, Holder: h, looked: true, Err: unix.EADDRINUSE}
 		}

@@ -68,7 +68,7 @@ func (c *change) prepare(ctx context.Context) error {
 		c.got[p] = g
 	}
 	c.seize(ctx)
-	c.ps.explain(c.got, c.busy)
+	c.ps.explain(c.b.look, c.got, c.busy)
 	var errs []error
 	for _, p := range c.next {
 		if e := c.busy[p]; e != nil && !c.mayWait(p, e) {
@@ -307,7 +307,7 @@ func (ps *Ports) retry(ctx context.Context) {
 			busy[p] = err
 		}
 	}
-	ps.explain(got, busy)
+	ps.explain(b.look, got, busy)
 	for _, p := range due {
 		if g, ok := got[p]; ok {
 			ps.nowBound(p, g)

@@ -29,7 +29,7 @@ const (
 
 // A BindError says which port could not be had, who has it, and what to do.
 type BindError struct {
-	Proto  string // "tcp" or "unix"
+	Proto  string // "tcp", "udp" or "unix"
 	Addr   plan.Addr
 	Kind   Kind
 	Holder *Holder       // nil: unknown
@@ -42,6 +42,7 @@ type BindError struct {
 	owner  string        // of kind own: what has it
 	looked bool          // the holder was looked up
 	blind  error         // why the holder could not be looked up
+	client string        // nobody listens: whose connection has the port
 	final  bool          // waiting cannot help
 }
 
@@ -76,6 +77,9 @@ func (e *BindError) Cause() string {
 		if e.blind != nil {
 			return fmt.Sprintf("already in use, and who holds it cannot be looked up (%v)", e.blind)
 		}
+		if e.client != "" {
+			return "nobody listens there, but a connection has that port as its own: " + e.client
+		}
 		if info, err := os.Lstat(e.Addr.Path); e.Proto == "unix" && err == nil && info.Mode().Type() != os.ModeSocket {
 			return "the file exists and is not a socket"
 		}
@@ -83,15 +87,17 @@ func (e *BindError) Cause() string {
 	case Own:
 		return "quaymaster itself holds an overlapping address for " + e.owner
 	case NoAddress:
-		if e.final || !e.Addr.IP.IsValid() {
+		if e.final {
 			return e.Err.Error()
 		}
-		return fmt.Sprintf("this host has no address %s (it has %s)", e.Addr.IP, list(hostAddrs(), "none"))
+		cause, _ := absent(e.Addr.IP, e.Err)
+		return cause
 	case Permission:
-		if e.Proto == "tcp" {
-			return "permission denied: " + unprivileged()
+		if e.Proto == "unix" {
+			return "permission denied"
 		}
-		return "permission denied"
+		cause, _ := denied(e.Addr.Port)
+		return "permission denied: " + cause
 	}
 	return plain(e.Err)
 }
@@ -107,13 +113,14 @@ func (e *BindError) Remedy() string {
 		if e.final {
 			return "give the socket that name (FileDescriptorName= in its .socket unit), or write an address"
 		}
-		return "use one of these, or a bare port number for all of them, or " + e.waitOr("add the address to an interface first")
+		_, remedy := absent(e.Addr.IP, e.Err)
+		return remedy + ", or " + e.waitOr("add the address to an interface first")
 	case Permission:
 		if e.Proto == "unix" {
 			return fmt.Sprintf("let user %d write in %s", os.Getuid(), filepath.Dir(e.Addr.Path))
 		}
-		return fmt.Sprintf("give it CAP_NET_BIND_SERVICE (in its systemd unit: AmbientCapabilities=CAP_NET_BIND_SERVICE), lower the limit "+
-			"(sysctl net.ipv4.ip_unprivileged_port_start=%d), or let systemd open the socket", e.Addr.Port)
+		_, remedy := denied(e.Addr.Port)
+		return remedy
 	}
 	return e.waitOr("see the cause and reload")
 }
@@ -124,9 +131,19 @@ func (e *BindError) stopHolder() string {
 	case e.Holder != nil && e.Holder.Pid > 0:
 		return e.Holder.Stop()
 	case e.Proto == "unix":
-		return "stop whoever listens on it"
+		return fmt.Sprintf("find who listens on it with %q and stop that", asRoot("lsof "+e.Addr.Path))
+	case e.client != "":
+		return fmt.Sprintf("keep connections away from that port with %q", asRoot("sysctl net.ipv4.ip_local_reserved_ports="+strconv.Itoa(int(e.Addr.Port))))
 	}
-	return fmt.Sprintf("find it with %q and stop it", "sudo lsof -nP -iTCP:"+strconv.Itoa(int(e.Addr.Port))+" -sTCP:LISTEN")
+	return fmt.Sprintf("find it with %q and stop it", asRoot(holder.Command(e.Proto, e.Addr.Port)))
+}
+
+// asRoot is a command that only root can give.
+func asRoot(cmd string) string {
+	if os.Geteuid() == 0 {
+		return cmd
+	}
+	return "sudo " + cmd
 }
 
 // waitOr tells a person to wait where that may help.
@@ -165,27 +182,6 @@ func plain(err error) string {
 		return op.Err.Error()
 	}
 	return fmt.Sprint(err)
-}
-
-// unprivileged says from which port on everybody may bind.
-func unprivileged() string {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-	if err != nil {
-		return "ports below 1024 need a privilege (net.ipv4.ip_unprivileged_port_start cannot be read)"
-	}
-	return "ports below " + strings.TrimSpace(string(text)) + " (net.ipv4.ip_unprivileged_port_start) need CAP_NET_BIND_SERVICE"
-}
-
-// hostAddrs lists the addresses of this host.
-func hostAddrs() []string {
-	addrs, _ := net.InterfaceAddrs()
-	var out []string
-	for _, a := range addrs {
-		if ip, ok := a.(*net.IPNet); ok {
-			out = append(out, ip.IP.String())
-		}
-	}
-	return out
 }
 
 // list joins words for a person, at most 16.

@@ -48,6 +48,9 @@ type Options struct {
 	// Own reports whether Quaymaster itself started a process: what take_over own may end. The start is as package holder
 	// reads it, which may move by a second when the clock is set. nil: none.
 	Own func(pid int, started time.Time) bool
+	// Published lists the TCP ports of this host that containers publish, and whose they are: container db (podman). nil:
+	// no engine.
+	Published func(ctx context.Context) (map[uint16]string, error)
 	// Safe keeps copies of the plan's sockets, for the process that follows if this one dies. nil: nobody does.
 	Safe Safe
 	// Held keeps admin and metrics from accepting until Admit: a predecessor still does.
@@ -70,7 +73,9 @@ type Ports struct {
 	ours    atomic.Pointer[map[uint16][]plan.Addr]
 	local   localAddrs
 	near    nearCache
-	gate    gate // shut while a predecessor or a successor accepts for admin and metrics
+
+	published published
+	gate      gate // shut while a predecessor or a successor accepts for admin and metrics
 
 	// change is held by whoever may bind or close: a change from Prepare to Retire or Abort, one attempt of the retry
 	// loop, or Stop. Events leave only under it, which keeps them in order. It is taken before mu.
@@ -100,6 +105,7 @@ func New(o Options) *Ports {
 	ps := &Ports{
 		opt: o, metrics: newMetrics(o.Registry), wake: make(chan struct{}, 1), change: make(chan struct{}, 1),
 		ports: make(map[plan.Addr]*port), takeovers: make(map[plan.Addr]*takeover),
+		published: published{ask: make(chan struct{}, 1)},
 	}
 	ps.ours.Store(&map[uint16][]plan.Addr{})
 	if o.Held {
@@ -131,6 +137,8 @@ func (ps *Ports) unlock() { <-ps.change }
 // Run tries busy ports again until ctx ends. It then closes what Stop has not closed, without serving what is still
 // queued, and returns when the last accept loop has ended.
 func (ps *Ports) Run(ctx context.Context) error {
+	ps.loops.Add(1)
+	go ps.watchPublished(ctx)
 	timer := time.NewTimer(maxBackoff)
 	defer timer.Stop()
 	for {

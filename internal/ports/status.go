@@ -26,12 +26,16 @@ type Status struct {
 	App     string    `json:"app,omitempty"`
 	Holder  *Holder   `json:"holder,omitempty"`
 	Error   string    `json:"error,omitempty"`
+	Warning string    `json:"warning,omitempty"` // of a port that is bound and yet may not be reached
 	NextTry time.Time `json:"next_try,omitzero"`
 }
 
 // Status lists every wanted port and every admin listener, by address. A port with several sockets is listed once for
 // each.
 func (ps *Ports) Status() []Status {
+	if ps.published.stale() {
+		ps.published.wish()
+	}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	out := []Status{}
@@ -49,6 +53,9 @@ func (ps *Ports) Status() []Status {
 		}
 		for _, sock := range p.socks {
 			s.Origin = origin(sock)
+			if sock.Addr.Network == plan.TCP {
+				s.Warning = ps.published.warning(sock.Addr.Port)
+			}
 			out = append(out, s.at(sock.Addr))
 		}
 	}
@@ -104,6 +111,7 @@ func (ps *Ports) index() {
 		add(o.socket)
 	}
 	ps.ours.Store(&ours)
+	ps.published.wish()
 }
 
 // Ours reports whether a connection to that address would come back to one of our own TCP listeners.

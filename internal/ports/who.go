@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/ports/holder"
@@ -15,68 +14,93 @@ import (
 // A Holder is a process that listens on a port.
 type Holder = holder.Holder
 
-// Who lists the processes that listen on a TCP port, from the kernel's table of listening sockets; proto is "tcp". The
-// error says which command can tell where this process cannot look.
+// Who lists the processes that listen on a port, from the kernel's table of sockets; proto is "tcp", "udp", or "" for
+// both. The error says which command can tell where this process cannot look.
 func Who(proto string, port uint16) ([]Holder, error) {
-	if proto != "tcp" {
-		return nil, fmt.Errorf("holders of %s ports cannot be looked up in this version; try: lsof -nP -i%s:%d", proto, strings.ToUpper(proto), port)
+	var look holder.Look
+	match := func(a netip.AddrPort) bool { return a.Port() == port }
+	var all []Holder
+	for _, p := range []struct {
+		proto string
+		find  func(func(netip.AddrPort) bool) ([]Holder, error)
+	}{{"tcp", look.TCP}, {"udp", look.UDP}} {
+		if proto != "" && proto != p.proto {
+			continue
+		}
+		found, err := p.find(match)
+		if err != nil {
+			return nil, fmt.Errorf("%w; this can tell: %s", err, asRoot(holder.Command(p.proto, port)))
+		}
+		all = append(all, found...)
 	}
-	return holder.Find(func(a netip.AddrPort) bool { return a.Port() == port }, nil)
+	return all, nil
+}
+
+// look is one look at the host for a whole round of attempts: it starts from the holders that the last one found.
+func (ps *Ports) look() *holder.Look {
+	known := make(map[uint64]*Holder)
+	for _, p := range ps.ports {
+		if p.err != nil && p.err.Holder != nil && p.err.Holder.Inode != 0 {
+			known[p.err.Holder.Inode] = p.err.Holder
+		}
+	}
+	return &holder.Look{Known: known}
 }
 
 // explain finds out who holds the ports that are in use, all in one go, and counts the failures.
 // What was got on a fallback failed before.
-func (ps *Ports) explain(got map[*port]grip, busy map[*port]*BindError) {
+func (ps *Ports) explain(look *holder.Look, got map[*port]grip, busy map[*port]*BindError) {
 	failed := maps.Clone(busy)
 	for p, g := range got {
 		if g.why != nil {
 			failed[p] = g.why
 		}
 	}
-	wanted := make(map[uint16]bool)
-	known := make(map[uint64]*Holder)
+	nameless := false
 	for p, e := range failed {
-		if p.err != nil && p.err.Holder != nil {
-			known[p.err.Holder.Inode] = p.err.Holder
-		}
-		if e.dark() && e.Proto == "tcp" {
-			wanted[e.Addr.Port] = true
-		}
-	}
-	var holders []Holder
-	var err error
-	if len(wanted) > 0 {
-		holders, err = holder.Find(func(a netip.AddrPort) bool { return wanted[a.Port()] }, known)
-	}
-	for p, e := range failed {
-		switch {
-		case e.dark() && e.Proto == "tcp":
-			e.blame(holders, err)
-		case e.dark():
-			e.lookUp()
-		}
+		e.find(look)
+		nameless = nameless || e.nameless()
 		ps.metrics.failed(p.plan.Addr, e.Kind)
 	}
-}
-
-// dark reports whether e's holder has yet to be looked for.
-func (e *BindError) dark() bool { return e.Kind == InUse && !e.looked }
-
-// lookUp finds the holder of one address.
-func (e *BindError) lookUp() {
-	if !e.dark() {
+	if !nameless || ps.opt.Published == nil {
 		return
 	}
-	if e.Proto == "tcp" {
-		e.blame(Who("tcp", e.Addr.Port))
-		return
-	}
-	holders, err := holder.FindUnix(e.Addr.Path)
-	e.looked, e.blind = true, err
-	if len(holders) > 0 {
-		e.name(&holders[0])
+	published := ps.askPublished()
+	for _, e := range failed {
+		if e.nameless() {
+			e.Holder.Publishes(published[e.Holder.Addr.Port()])
+		}
 	}
 }
+
+// lookUp finds the holder of one address by a look of its own.
+func (e *BindError) lookUp() { e.find(&holder.Look{}) }
+
+// find looks for the holder, unless that was done.
+func (e *BindError) find(look *holder.Look) {
+	if e.Kind != InUse || e.looked {
+		return
+	}
+	match := func(a netip.AddrPort) bool { return a.Port() == e.Addr.Port }
+	switch e.Proto {
+	case "tcp":
+		e.blame(look.TCP(match))
+		if e.Holder == nil && e.blind == nil {
+			e.client = look.Client(e.Addr.Port)
+		}
+	case "udp":
+		e.blame(look.UDP(match))
+	default:
+		holders, err := look.Unix(e.Addr.Path)
+		e.looked, e.blind = true, err
+		if len(holders) > 0 {
+			e.name(&holders[0])
+		}
+	}
+}
+
+// nameless reports whether a container stands in the way of which the host shows no name.
+func (e *BindError) nameless() bool { return e.Holder != nil && e.Holder.Nameless() }
 
 // blame picks the holder that stands in the way of e.
 func (e *BindError) blame(holders []Holder, err error) {
@@ -85,6 +109,7 @@ func (e *BindError) blame(holders []Holder, err error) {
 	for i := range holders {
 		h := &holders[i]
 		is := plan.TCPAddr(h.Addr.Addr(), h.Addr.Port())
+		is.Network = e.Addr.Network
 		if is.IP.Is6() && is.IP.IsUnspecified() {
 			is.Family, is.IP = plan.Dual, netip.Addr{} // may be dual: the table does not tell
 		}
@@ -107,8 +132,8 @@ func (e *BindError) name(h *Holder) {
 
 // foreign is a process that listens on a or an overlapping address and does not run our program; nil when there is none.
 // The error says that nobody can tell.
-func foreign(a plan.Addr) (*Holder, error) {
-	holders, err := holder.Find(func(l netip.AddrPort) bool { return l.Port() == a.Port && a.Port != 0 }, nil)
+func foreign(look *holder.Look, a plan.Addr) (*Holder, error) {
+	holders, err := look.TCP(func(l netip.AddrPort) bool { return l.Port() == a.Port && a.Port != 0 })
 	if err != nil {
 		return nil, err
 	}

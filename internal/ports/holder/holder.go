@@ -52,6 +52,21 @@ type Holder struct {
 // Ours reports whether h is another instance of this program.
 func (h *Holder) Ours() bool { return h.quaymaster }
 
+// Nameless reports whether h holds the port for a container of which the host does not show the name: one in a virtual
+// machine, or in an engine whose files may not be read.
+func (h *Holder) Nameless() bool {
+	_, err := netip.ParseAddr(h.Container)
+	return h.Helper != "" && (h.Container == "" || err == nil)
+}
+
+// Publishes notes what an engine says about the port of h: container db (podman). "" is nothing.
+func (h *Holder) Publishes(who string) {
+	name, is := strings.CutPrefix(who, "container ")
+	if at := strings.LastIndex(name, " ("); is && at > 0 && strings.HasSuffix(name, ")") {
+		h.Container, h.Engine = clean(name[:at]), clean(name[at+2:len(name)-1])
+	}
+}
+
 // String is the holder in a sentence: nginx (pid 812, user www-data, nginx.service) for 3 d.
 func (h *Holder) String() string {
 	if h.Pid == 0 {
@@ -141,6 +156,7 @@ func userName(uid int) string {
 
 // Span writes a duration as a person says it.
 func Span(d time.Duration) string {
+	d = max(d, 0) // clocks are set back
 	switch {
 	case d < time.Second:
 		return strconv.Itoa(int(d.Milliseconds())) + " ms"

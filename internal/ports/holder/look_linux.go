@@ -65,6 +65,21 @@ func (l *Look) Unix(path string) ([]Holder, error) {
 	return l.name(rows), nil
 }
 
+// Client describes the connection that has a TCP port as its own, for the case that nobody listens there and it cannot be
+// bound all the same; "" when there is none. Whoever has it is no holder: it must not be stopped for that.
+func (l *Look) Client(port uint16) string {
+	c, ok := l.host().connection(port)
+	switch {
+	case !ok:
+		return ""
+	case c.inode == 0:
+		return "one to " + c.peer.String() + " that is ending"
+	}
+	l.walk([]row{c.row})
+	h := l.identify(c.row, l.owners[c.inode])
+	return h.String() + ", connected to " + c.peer.String()
+}
+
 func (l *Look) host() host { return host(l.Root) }
 
 // name finds the holder of each row.

@@ -30,6 +30,9 @@ func (l *Look) UDP(match func(netip.AddrPort) bool) ([]Holder, error) {
 	return lsof("udp", match, errNoTable)
 }
 
+// Client is for Linux; "" here.
+func (l *Look) Client(uint16) string { return "" }
+
 // Unix lists who listens on the unix socket at path.
 func (l *Look) Unix(string) ([]Holder, error) { return nil, errNoTable }
 

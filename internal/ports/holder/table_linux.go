@@ -73,6 +73,43 @@ func (t host) table(proto, name string, match func(netip.AddrPort) bool) ([]row,
 	return rows, lines.Err()
 }
 
+// A link is a connection that has a port as its own.
+type link struct {
+	row
+	peer netip.AddrPort
+}
+
+// timeWait is TCP_TIME_WAIT, which is in nobody's way.
+const timeWait = "06"
+
+// connection is the first connection that has port as its own, of whatever state but listening.
+func (t host) connection(port uint16) (link, bool) {
+	for _, name := range []string{"tcp", "tcp6"} {
+		f, err := os.Open(filepath.Join(string(t), "/proc/net", name))
+		if err != nil {
+			continue
+		}
+		defer f.Close()
+		want := fmt.Sprintf(":%04X", port)
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			field := strings.Fields(lines.Text())
+			if len(field) < 10 || !strings.HasSuffix(field[1], want) || field[3] == listens || field[3] == timeWait {
+				continue
+			}
+			addr, err := parseHex(field[1])
+			peer, err2 := parseHex(field[2])
+			if err != nil || err2 != nil {
+				continue
+			}
+			l := link{row{proto: "tcp", addr: addr}, peer}
+			l.uid, _ = strconv.Atoi(field[7])
+			l.inode, _ = strconv.ParseUint(field[9], 10, 64)
+			return l, true
+		}
+	}
+	return link{}, false
+}
+
 // maxRows bounds what is kept of one table.
 const maxRows = 1 << 17
 
