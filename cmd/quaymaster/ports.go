@@ -21,6 +21,7 @@ func (s *shell) portsVerb() *cobra.Command {
 		},
 	)
 	c.AddCommand(
+		s.portsFreeVerb(),
 		s.leaseVerb(), s.releaseVerb(),
 		verb(
 			"who PORT", "Say who listens on a port; exit 1 if nobody does. Needs no daemon", "quaymaster ports who 443",
