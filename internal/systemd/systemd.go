@@ -341,7 +341,7 @@ func (n *Notifier) hangUp() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.conn != nil {
-		n.conn.Close()
+		_ = n.conn.Close()
 		n.conn = nil
 	}
 }
@@ -365,7 +365,7 @@ func sendmsg(c *net.UnixConn, text string, oob []byte) error {
 
 // over tells what became of a message, and closes what it had.
 func (n *Notifier) over(m message, err error) {
-	if err != nil && err != errClosed {
+	if err != nil && !errors.Is(err, errClosed) {
 		n.fault(err)
 	}
 	if m.sent != nil {

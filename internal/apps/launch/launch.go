@@ -94,7 +94,7 @@ func Start(launcher string, args []string, s *Spec) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer ours.Close()
+	defer func() { _ = ours.Close() }()
 	pid, err = s.fork(launcher, args, theirs)
 	_ = unix.Close(theirs)
 	if err != nil {

@@ -50,7 +50,7 @@ type report struct {
 	Dir                         string
 	FDs                         []int
 	Open                        []string // what they are
-	Blocking                    []bool // of those from 3 on
+	Blocking                    []bool   // of those from 3 on
 	NoFile                      uint64
 	Status                      map[string]string // of /proc/self/status
 }
