@@ -42,8 +42,8 @@ type Edge struct {
 	snap   atomic.Pointer[snapshot]
 	nextID atomic.Uint64
 
-	leaving  atomic.Bool // answers end their connection; the last one that leaves closes quiet
-	draining atomic.Bool // and idle ones are not waited for
+	leaving  atomic.Bool     // answers end their connection; the last one that leaves closes quiet
+	draining atomic.Bool     // and idle ones are not waited for
 	dialling context.Context // what targets of tunnels are dialled under; abandon ends it
 	abandon  context.CancelFunc
 
