@@ -59,6 +59,10 @@ func (d *Daemon) Upgrade(ctx context.Context, o api.UpgradeOptions) (*api.Upgrad
 		d.event("upgrade.failed", binary, err.Error())
 		return nil, fmt.Errorf("%w; pid %d goes on serving", err, os.Getpid())
 	}
+	// The state folder is the new process's alone: should that be killed, whoever comes next finds it unlocked at once.
+	if err := d.state.Leave(); err != nil {
+		d.log.Warn("state folder", "err", err)
+	}
 	d.log.Info("handed over", "to", up.PID, "binary", binary)
 	d.event("upgrade.handed_over", binary, fmt.Sprintf("pid %d serves", up.PID))
 	d.onceGiven.Do(func() { close(d.given) })

@@ -36,9 +36,9 @@ func (d *Dir) note(err error, size int) {
 // what could not be written, up to 1 MiB.
 func (d *Dir) Check() error {
 	d.mu.Lock()
-	fault, size := d.fault, min(max(d.need, probeLeast), probeMost)
+	fault, left, size := d.fault, d.left, min(max(d.need, probeLeast), probeMost)
 	d.mu.Unlock()
-	if fault == nil && Room(d.path) == nil {
+	if left || fault == nil && Room(d.path) == nil {
 		return nil
 	}
 	err := d.probe(size)
@@ -71,6 +71,9 @@ func (d *Dir) probe(size int) error {
 func (d *Dir) again() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.left {
+		return errLeft
+	}
 	if d.lock == nil {
 		if err := d.open(); d.lock == nil {
 			return err
@@ -84,7 +87,10 @@ func (d *Dir) again() error {
 	return nil
 }
 
-var errReplaced = errors.New("it was removed or replaced")
+var (
+	errReplaced = errors.New("it was removed or replaced")
+	errLeft     = errors.New("the state folder was handed over to another process")
+)
 
 // cause cuts the name of a temporary file off an error: it means nothing to a person, and differs each time.
 func cause(err error) error {

@@ -42,3 +42,12 @@ func (d *Dir) Claim() {
 		d.fault = err
 	}
 }
+
+// Leave gives the folder to the process that holds a copy of Lock: from now on it is locked for as long as that process
+// lives, not for as long as this one does, and every Write is refused. Read goes on.
+func (d *Dir) Leave() error {
+	d.mu.Lock()
+	d.left, d.fault = true, nil
+	d.mu.Unlock()
+	return d.Close()
+}

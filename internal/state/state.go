@@ -37,6 +37,7 @@ type Dir struct {
 	lock  *os.File   // holds the flock for as long as any copy of this open file exists; nil while there is no folder
 	fault error      // of the newest write; nil when it went well
 	need  int        // bytes that the write of fault wanted to keep
+	left  bool       // the folder is another process's; nothing is written any more
 }
 
 // A LockedError says that another process uses the folder. Pid is 0 when that process left no readable pid.
@@ -208,7 +209,10 @@ func (d *Dir) Close() error {
 	if d.lock == nil {
 		return nil
 	}
-	return d.lock.Close()
+	if err := d.lock.Close(); !errors.Is(err, fs.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // Write makes data the content of the file called name, durably: when it returns nil the value survives a power cut,
