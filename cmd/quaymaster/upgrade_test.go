@@ -166,7 +166,7 @@ func steady(q *qm, slowest *atomic.Int64) func() error {
 		}
 		var s struct{ State string }
 		if err := json.Unmarshal(body, &s); err != nil || res.StatusCode != 200 || s.State != "serving" && s.State != "draining" {
-			return fmt.Errorf("%s %s %v", res.Status, body, err)
+			return fmt.Errorf("%s %s (%w)", res.Status, body, err)
 		}
 		took := time.Since(begin).Milliseconds()
 		for was := slowest.Load(); took > was && !slowest.CompareAndSwap(was, took); was = slowest.Load() {

@@ -330,7 +330,7 @@ func brief(err error) string {
 // stays as it is.
 func (l *Loop) Freeze(why error) {
 	l.mu.Lock()
-	if l.frozen == nil || l.frozen == ErrUpgrading {
+	if l.frozen == nil || errors.Is(l.frozen, ErrUpgrading) {
 		l.frozen = why
 	}
 	l.cancelUndo()
@@ -358,7 +358,7 @@ func (l *Loop) Suspend() (resume func(), err error) {
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.frozen == ErrUpgrading {
+		if errors.Is(l.frozen, ErrUpgrading) {
 			l.frozen = nil
 		}
 	}, nil

@@ -77,7 +77,7 @@ func Open(fd int) (*Link, error) {
 	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		c.Close()
+		_ = c.Close()
 		return nil, errors.New("link to the other process: not a unix socket")
 	}
 	return &Link{c: u}, nil
@@ -193,18 +193,18 @@ func Start(path string, args, env []string) (*Link, *os.Process, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a link to a new process: %w", err)
 	}
-	defer unix.Close(theirs)
+	defer func() { _ = unix.Close(theirs) }()
 	// Not os/exec: it makes every descriptor that it passes blocking, and with it all copies.
 	pid, err := syscall.ForkExec(path, append([]string{path}, args...), &syscall.ProcAttr{
 		Env: append(env, Env+"="+strconv.Itoa(inheritsAs)), Files: []uintptr{0, 1, 2, uintptr(theirs)},
 	})
 	if err != nil {
-		ours.Close()
+		_ = ours.Close()
 		return nil, nil, fmt.Errorf("start %s: %w", path, err)
 	}
 	p, err := os.FindProcess(pid)
 	if err != nil {
-		ours.Close()
+		_ = ours.Close()
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		return nil, nil, err
 	}
