@@ -228,7 +228,7 @@ func (d *Daemon) follow(p *predecessor) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.before) >= maxPredecessors {
-		p.link.Close()
+		_ = p.link.Close()
 		return
 	}
 	p.since = time.Now()

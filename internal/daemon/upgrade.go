@@ -95,7 +95,7 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 	if err != nil {
 		_ = child.Kill()
 		state, _ := child.Wait()
-		link.Close()
+		_ = link.Close()
 		give.Resume()
 		if errors.Is(err, handover.ErrGone) && state != nil {
 			err = fmt.Errorf("the new process (%s) ended before it served: %s; its output says why", binary, state)
@@ -221,7 +221,7 @@ func (d *Daemon) leave() int {
 	}
 	defer done()
 	code := d.finish(ctx)
-	d.after.Close()
+	_ = d.after.Close()
 	<-heard
 	return code
 }
