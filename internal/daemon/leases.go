@@ -11,6 +11,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/ports"
 	"github.com/quaymaster/quaymaster/internal/ports/leases"
+	"github.com/quaymaster/quaymaster/internal/state"
 )
 
 // newLeases wires leases to the state folder, to the container engines and to the events.
@@ -109,7 +110,7 @@ func (v *leaseView) Leases() []api.Lease {
 func (v *leaseView) Lease(ctx context.Context, name string, another bool) (*api.Lease, error) {
 	l, made, err := v.leases.Take(ctx, leases.Want{Name: name, New: another, Promise: true})
 	if err != nil {
-		return nil, leaseProblem(err)
+		return nil, v.problem(err)
 	}
 	out := apiLease(l.Status())
 	if out.New = made; !made && out.State == string(leases.Promised) {
@@ -129,7 +130,7 @@ func (v *leaseView) Release(ctx context.Context, name string) (*api.Lease, error
 	ok, err := v.leases.Release(ctx, name)
 	switch {
 	case err != nil:
-		return nil, leaseProblem(err)
+		return nil, v.problem(err)
 	case !ok:
 		return nil, &api.Problem{Title: "No such lease", Status: http.StatusNotFound, Detail: "no port is leased to " + name}
 	}
@@ -154,13 +155,15 @@ func listeners(port uint16) []api.Holder {
 	}
 	var out []api.Holder
 	for _, l := range found {
-		out = append(out, *l.Holder)
+		if l.Proto == "tcp" {
+			out = append(out, *l.Holder)
+		}
 	}
 	return out
 }
 
-// leaseProblem is the answer for an error of leases.
-func leaseProblem(err error) error {
+// problem is the answer for an error of leases.
+func (v *leaseView) problem(err error) error {
 	var name *leases.NameError
 	var unsaved *leases.StoreError
 	p := &api.Problem{Type: api.Unavailable, Title: "The port could not be leased", Status: http.StatusConflict, Detail: err.Error()}
@@ -168,7 +171,7 @@ func leaseProblem(err error) error {
 	case errors.As(err, &name):
 		p.Type, p.Title, p.Status = "", "Bad name", http.StatusBadRequest
 	case errors.As(err, &unsaved):
-		p.Type, p.Title, p.Status = "", "The state folder cannot be written", http.StatusInsufficientStorage
+		p.Detail += "; " + state.Remedy(v.state.Path(), unsaved.Err)
 	case errors.Is(err, leases.ErrStarting), errors.Is(err, leases.ErrFrozen):
 		p.Type, p.Title, p.Status = "", "Not now", http.StatusServiceUnavailable
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
