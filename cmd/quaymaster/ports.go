@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,7 +25,7 @@ func (s *shell) portsVerb() *cobra.Command {
 		s.portsFreeVerb(),
 		s.leaseVerb(), s.releaseVerb(),
 		verb(
-			"who PORT", "Say who listens on a port; exit 1 if nobody does. Needs no daemon", "quaymaster ports who 443",
+			"who PORT", "Say who has a port, TCP or UDP, and what makes them let go; exit 1 if nobody does. Needs no daemon", "quaymaster ports who 443",
 			cobra.ExactArgs(1), func(_ context.Context, args []string) error { return s.who(args[0]) },
 		),
 		verb(
@@ -87,21 +88,7 @@ func (s *shell) who(text string) error {
 			return err
 		}
 	case len(found) > 0:
-		rows := make([][]string, 0, len(found))
-		for _, l := range found {
-			h := l.Holder
-			if h == nil {
-				h = &api.Holder{}
-			}
-			pid := ""
-			if h.PID > 0 {
-				pid = strconv.Itoa(h.PID)
-			}
-			rows = append(rows, []string{
-				net.JoinHostPort(l.Address, strconv.Itoa(l.Port)), l.Proto, pid, h.User, h.Unit + h.Container, ago(h.Started), h.Command,
-			})
-		}
-		table(s.out, "PORT PROTO PID USER UNIT FOR COMMAND", rows)
+		s.printListening(found)
 	}
 	if len(found) > 0 {
 		return nil
@@ -110,6 +97,32 @@ func (s *shell) who(text string) error {
 		fmt.Fprintf(s.out, "nobody listens on port %d\n", port)
 	}
 	return &coded{exitFailed, nil}
+}
+
+// printListening shows who has which socket, and below it what makes them let go.
+func (s *shell) printListening(found []api.Listening) {
+	rows := make([][]string, 0, len(found))
+	var notes []string
+	for _, l := range found {
+		h := l.Holder
+		if h == nil {
+			h = &api.Holder{}
+		}
+		pid, note := "", h.Text
+		if h.PID > 0 {
+			pid, note = strconv.Itoa(h.PID), "pid "+strconv.Itoa(h.PID)+": "+h.Stop
+		}
+		rows = append(rows, []string{
+			net.JoinHostPort(l.Address, strconv.Itoa(l.Port)), l.Proto, pid, h.User, h.Unit, h.Container, ago(h.Started), h.Command,
+		})
+		if !slices.Contains(notes, note) {
+			notes = append(notes, note)
+		}
+	}
+	table(s.out, "PORT PROTO PID USER UNIT CONTAINER FOR COMMAND", rows)
+	for _, n := range notes {
+		fmt.Fprintln(s.out, clean(n))
+	}
 }
 
 func (s *shell) history(ctx context.Context, text string) error {

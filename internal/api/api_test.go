@@ -255,8 +255,8 @@ func TestAPI_EveryEndpointAnswers(t *testing.T) {
 		want               string // a part of the body
 	}{
 		{"GET", "/v1/status", "", nil, 200, `{"pid":1,"version":"9","state":"degraded","since":"2026-05-01T12:00:00Z","config":{"files":[],"revision":"r7","loaded_at":"2026-05-01T12:00:00Z","error":""},"connections":{"active":3,"max":100},"problems":[{"kind":"port","object":":443","message":"held","remedy":"free it"}]}`},
-		{"GET", "/v1/ports", "", nil, 200, `{"proto":"tcp","address":"::","port":443,"wanted":":443","state":"retrying","since":"2026-05-01T12:00:00Z","source":"file","origin":"","routes":["mysql"],"app":"","holder":{"pid":812,"started":"2026-05-01T12:00:00Z","command":"nginx -g daemon","exe":"/usr/sbin/nginx","user":"www-data","unit":"nginx.service","container":""},"error":"held","next_try":"2026-05-01T12:01:00Z"}`},
-		{"GET", "/v1/ports", "", nil, 200, `"holder":null,"error":"","next_try":null`},
+		{"GET", "/v1/ports", "", nil, 200, `{"proto":"tcp","address":"::","port":443,"wanted":":443","state":"retrying","since":"2026-05-01T12:00:00Z","source":"file","origin":"","routes":["mysql"],"app":"","holder":{"pid":812,"started":"2026-05-01T12:00:00Z","command":"nginx -g daemon","exe":"/usr/sbin/nginx","user":"www-data","unit":"nginx.service","container":"","container_id":"","engine":"","helper":"","state_dir":"","text":"","stop":""},"error":"held","warning":"","next_try":"2026-05-01T12:01:00Z"}`},
+		{"GET", "/v1/ports", "", nil, 200, `"holder":null,"error":"","warning":"","next_try":null`},
 		{"GET", "/v1/ports/443", "", nil, 200, `"state":"retrying"`},
 		{"GET", "/v1/ports/8080", "", nil, 200, `"state":"released"`},
 		{"GET", "/v1/ports/8080", "", nil, 200, `"history":[{"time":"2026-05-01T12:00:00Z","state":"bound"`},

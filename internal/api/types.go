@@ -59,6 +59,7 @@ type Port struct {
 	App     string     `json:"app"`
 	Holder  *Holder    `json:"holder"` // who has it instead of us; null when we do or nobody knows
 	Error   string     `json:"error"`
+	Warning string     `json:"warning"` // of a port that is bound and yet may not be reached
 	NextTry *time.Time `json:"next_try"`
 }
 
@@ -69,8 +70,15 @@ type Holder struct {
 	Command   string    `json:"command"`
 	Exe       string    `json:"exe"`
 	User      string    `json:"user"`
-	Unit      string    `json:"unit"`
-	Container string    `json:"container"`
+	Unit      string    `json:"unit"`      // of systemd
+	Container string    `json:"container"` // its name, or as much as is known of it: its id, its address
+
+	ContainerID string `json:"container_id"`
+	Engine      string `json:"engine"`    // docker, podman, containerd, cri-o or lxc
+	Helper      string `json:"helper"`    // the program that holds the port for a container: docker-proxy, conmon, ...
+	StateDir    string `json:"state_dir"` // of another quaymaster
+	Text        string `json:"text"`      // all of it in words
+	Stop        string `json:"stop"`      // what makes it let go, in words; empty where that is not known
 }
 
 // Listening is one socket somebody listens on: an element of `ports who --json`.

@@ -51,7 +51,7 @@ func (d *Daemon) status() api.Status {
 	g := d.guard.Status()
 	s.Connections = api.Slots{Active: g.Active, Max: g.Max}
 	for _, p := range s.Problems {
-		if s.State == "serving" && p.Kind != "config" && p.Kind != "target" {
+		if s.State == "serving" && p.Kind != "config" && p.Kind != "target" && p.Kind != "warning" {
 			s.State = "degraded"
 		}
 	}
@@ -119,6 +119,9 @@ func portTrouble(p ports.Status) *api.Trouble {
 			Remedy: "free " + p.Wanted + " and reload",
 		}
 	}
+	if p.Warning != "" {
+		return &api.Trouble{Kind: "warning", Object: p.Wanted, Message: p.Warning, Remedy: "publish the container at another port, or listen on another one here"}
+	}
 	return nil
 }
 
@@ -154,16 +157,12 @@ func apiPort(p ports.Status) api.Port {
 	}
 	a := api.Port{
 		Proto: p.Proto, Address: p.Address, Port: int(p.Port), Wanted: p.Wanted, State: string(p.State), Since: p.Since,
-		Source: p.Source, Origin: p.Origin, Routes: routes, App: p.App, Error: p.Error,
+		Source: p.Source, Origin: p.Origin, Routes: routes, App: p.App, Error: p.Error, Warning: p.Warning,
+		Holder: api.HolderOf(p.Holder),
 	}
 	if !p.NextTry.IsZero() {
 		next := p.NextTry
 		a.NextTry = &next
-	}
-	if h := p.Holder; h != nil {
-		a.Holder = &api.Holder{
-			PID: h.Pid, Started: h.Started, Command: h.Command, Exe: h.Exe, User: h.User, Unit: h.Unit, Container: h.Container,
-		}
 	}
 	return a
 }

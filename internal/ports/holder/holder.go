@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/user"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -82,15 +83,29 @@ func (h *Holder) String() string {
 	if h.StateDir != "" {
 		in = append(in, "state folder "+h.StateDir)
 	}
-	name := h.name
-	if h.quaymaster {
-		name = "another quaymaster"
-	}
-	s := name + " (" + strings.Join(in, ", ") + ")"
+	s := h.called() + " (" + strings.Join(in, ", ") + ")"
 	if !h.Started.IsZero() {
 		s += " for " + Span(time.Since(h.Started))
 	}
 	return s
+}
+
+// interpreters run programs of which their own name says nothing.
+var interpreters = regexp.MustCompile(`^(python|node|nodejs|java|ruby|perl|php|deno|bun|dotnet|sh|bash|dash|npm|MainThread)[0-9.]*$`)
+
+// called is what a person calls it.
+func (h *Holder) called() string {
+	const long = 60
+	switch {
+	case h.quaymaster:
+		return "another quaymaster"
+	case !interpreters.MatchString(h.name):
+		return h.name
+	}
+	if r := []rune(h.Command); len(r) > long {
+		return string(r[:long-3]) + "..."
+	}
+	return h.Command
 }
 
 // where is its container in a few words: docker container web 0123456789ab.
