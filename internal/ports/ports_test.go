@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		childAdopt()
 	case "bind":
 		childBind(os.Args[1])
+	case "echo", "stubborn", "letgo", "orphan", "keeper":
+		childHolds(os.Getenv("QM_PORTS_CHILD"), os.Args[1])
 	}
 }
 

@@ -1,6 +1,7 @@
 package evict
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -70,7 +71,7 @@ func (r Rules) Judge(h holder.Holder) *Refusal {
 	case descends(h.Pid):
 		return no("", "this program was started by it")
 	case isHelper:
-		return no(h.Stop(), "%s holds the port for somebody else, who would not know that it is gone", helper)
+		return no(h.Stop(), "%s holds the port for %s, which would not know that it is gone", helper, cmp.Or(h.Container, "somebody else"))
 	case r.Own != nil && r.Own(h.Pid, h.Started):
 		return nil
 	case r.OnlyOwn:
