@@ -242,12 +242,13 @@ func (d *Daemon) build(layer *config.Layer) {
 			Settings: func() *plan.Settings { return &d.loop.Now().Plan.Settings },
 		},
 	})
+	engines := d.newEngine()
 	d.ports = ports.New(ports.Options{
 		Log: part("ports"), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
-		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(),
+		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(), Published: engines.Published,
 	})
-	d.leases = d.newLeases(part("leases"))
+	d.leases = d.newLeases(engines, part("leases"))
 	d.loop = control.New(control.Options{
 		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event, Busy: d.changing,
 		Log: part("control"), Registry: d.metrics,

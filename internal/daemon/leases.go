@@ -14,14 +14,18 @@ import (
 	"github.com/quaymaster/quaymaster/internal/state"
 )
 
-// newLeases wires leases to the state folder, to the container engines and to the events.
-func (d *Daemon) newLeases(log *slog.Logger) *leases.Leases {
-	e := engine.New(engine.Options{Settings: func() plan.EngineSettings {
+// newEngine asks the container engines that the plan in force names.
+func (d *Daemon) newEngine() *engine.Engine {
+	return engine.New(engine.Options{Settings: func() plan.EngineSettings {
 		if now := d.loop.Now(); now != nil {
 			return now.Plan.Settings.Engine
 		}
 		return plan.EngineSettings{Kind: "auto"}
 	}})
+}
+
+// newLeases wires leases to the state folder, to the container engines and to the events.
+func (d *Daemon) newLeases(e *engine.Engine, log *slog.Logger) *leases.Leases {
 	return leases.New(leases.Options{
 		Store: d.state, Published: e.Published, Events: d.leaseEvent, Log: log, Registry: d.metrics,
 	})
