@@ -115,7 +115,7 @@ func (t *turn) avoid(m *pools.Member) {
 func (t *turn) unread() bool {
 	var side *relay.SideError
 	err := t.up.err
-	if !errors.As(err, &side) || side.Side != relay.Source {
+	if t.up.stopped || !errors.As(err, &side) || side.Side != relay.Source {
 		return false
 	}
 	var parse *wire.ParseError

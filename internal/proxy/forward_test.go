@@ -420,6 +420,25 @@ func TestForwardCutsStalledUploads(t *testing.T) {
 	}
 }
 
+// A target that goes while the client is still sending is the target's fault: nobody else was slow.
+func TestForwardBlamesTheTargetThatLeavesDuringAnUpload(t *testing.T) {
+	addr := rawTarget(t, func(_ net.Conn, r *bufio.Reader) {
+		req, err := http.ReadRequest(r)
+		if err == nil {
+			_, _ = io.ReadFull(req.Body, make([]byte, 1))
+		}
+	})
+	h := build(t, forwardTo("http://"+addr))
+	c := h.dial()
+	c.say("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nx")
+	if a := c.answer("POST"); a.StatusCode != 502 {
+		t.Fatalf("%d %q", a.StatusCode, a.body)
+	}
+	if rec := h.record(); rec.Reason != "closed" && rec.Reason != "reset" {
+		t.Fatalf("record %+v", rec)
+	}
+}
+
 func TestForwardCutsSilentStreams(t *testing.T) {
 	addr := rawTarget(t, func(c net.Conn, r *bufio.Reader) {
 		if _, err := http.ReadRequest(r); err != nil {

@@ -18,6 +18,7 @@ type upload struct {
 	began   bool // the body may have been touched
 	pending bool // it waits for a 100 of the target
 	joined  bool // done was received, or no goroutine was started
+	stopped bool // we ended it: what err says of the client is not the client's doing
 	sink    wire.Sink
 	flow    relay.Flow
 	over    atomic.Bool   // the body is no longer moving
@@ -26,7 +27,7 @@ type upload struct {
 }
 
 func (u *upload) reset() {
-	u.began, u.pending, u.joined, u.err, u.sink = false, false, true, nil, nil
+	u.began, u.pending, u.joined, u.stopped, u.err, u.sink = false, false, true, false, nil, nil
 	u.over.Store(false)
 }
 
@@ -113,6 +114,7 @@ func (t *turn) join() {
 		return
 	case <-grace.C:
 	}
+	t.up.stopped = true
 	t.ex.Body.Deadline(past)
 	t.stream.Abort()
 	<-t.up.done
