@@ -112,8 +112,14 @@ func (l *load) stateDir() string {
 }
 
 // DefaultSocket is the admin socket when no file says another: in a folder of its own below the runtime folder of the
-// system for root, else of the user.
+// system for root, else of the user. A folder that systemd made for a unit counts if it bears our name: the unit may be
+// of somebody who only asks us.
 func DefaultSocket() string {
+	for _, dir := range strings.Split(os.Getenv("RUNTIME_DIRECTORY"), ":") {
+		if filepath.IsAbs(dir) && filepath.Base(dir) == "quaymaster" {
+			return filepath.Join(dir, "admin.sock")
+		}
+	}
 	dir := os.Getenv("XDG_RUNTIME_DIR")
 	switch {
 	case os.Geteuid() == 0:
