@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +52,21 @@ type Tally struct {
 	ByKind     map[string]*[outcomes]int
 	Violations []Violation // the first hundred
 	Bad        int         // all of them
+}
+
+// String is a table of kinds and how their exchanges ended.
+func (t Tally) String() string {
+	var b strings.Builder
+	for _, kind := range slices.Sorted(maps.Keys(t.ByKind)) {
+		fmt.Fprintf(&b, "  %-13s", kind)
+		for o, n := range t.ByKind[kind] {
+			if n > 0 {
+				fmt.Fprintf(&b, " %s %d;", Outcome(o), n)
+			}
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
 }
 
 // Take is given every report. It may be called from many goroutines.

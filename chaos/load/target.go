@@ -54,8 +54,7 @@ func (t *Target) Serve(shared, first net.Listener) error {
 	go acceptEach(first, func(c net.Conn) {
 		defer c.Close()
 		k := newServed(c)
-		if k.header() == nil {
-			_, _ = fmt.Fprintf(c, "hi %s\n", t.ID)
+		if _, err := fmt.Fprintf(c, "hi %s\n", t.ID); err == nil && k.header() == nil {
 			t.raw(k)
 		}
 	})
