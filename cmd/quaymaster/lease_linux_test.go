@@ -30,8 +30,8 @@ func TestD02_LeaseThatCannotBeKeptIsRefused(t *testing.T) {
 				q.run()
 				q.serving()
 			},
-			mend:  func(q *qm, _ string) { q.remountState(0, "") },
-			says:  "read-only file system",
+			mend: func(q *qm, _ string) { q.remountState(0, "") },
+			says: "read-only file system",
 		},
 	} {
 		q := prepare(t, body)
