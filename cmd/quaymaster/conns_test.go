@@ -346,61 +346,6 @@ func TestC03_CapsRefuseAndFreeAtOnce(t *testing.T) {
 	}
 }
 
-func TestC04_SlowClientsAreTimedOut(t *testing.T) {
-	p := freePort(t)
-	q := start(t, "max_connections: 2\ntimeouts: {client_hello: 300ms, request_header: 500ms}\nroutes:\n"+
-		route("a", p, "a.test", httpTarget(t, "a", nil))+
-		fmt.Sprintf("  - {name: s, match: {ports: [%d], domains: [s.test]}, action: {targets: [\"127.0.0.1:9\"], tls: {mode: passthrough}}}\n", p))
-	hello := dial(t, p)
-	_, _ = hello.Write([]byte{0x16, 3, 1, 2, 0, 1})
-	header := dial(t, p)
-	_, _ = header.Write([]byte("GET / HTTP/1.1\r\nHost: a.te"))
-	untilEnd(t, hello, 5*time.Second)
-	untilEnd(t, header, 5*time.Second)
-	q.until("both slots are free", func() bool {
-		status, _, err := fetch(p, "a.test", "/")
-		return err == nil && status == 200
-	})
-	if q.rejected("hello_timeout") != 1 || q.rejected("header_timeout") != 1 {
-		t.Errorf("hello_timeout %v, header_timeout %v, want 1 and 1", q.rejected("hello_timeout"), q.rejected("header_timeout"))
-	}
-}
-
-func TestC04_OutOfDescriptors(t *testing.T) {
-	p := freePort(t)
-	q := prepare(t, "max_connections: 1000\nroutes:\n"+route("a", p, "a.test", httpTarget(t, "a", nil)))
-	real := binary
-	binary = limited(t, q.dir, real, 64)
-	q.run()
-	binary = real
-	q.serving()
-	before := cpu(t, q.cmd.Process.Pid)
-	var open []net.Conn
-	for range 100 {
-		c, err := net.DialTimeout("tcp", at(p), time.Second)
-		if err != nil {
-			break
-		}
-		open = append(open, c)
-	}
-	<-time.After(time.Second) // what it uses in a second of its own
-	if used := cpu(t, q.cmd.Process.Pid) - before; used > 300*time.Millisecond {
-		t.Errorf("%v of CPU in a second without descriptors", used)
-	}
-	for range 5 {
-		if res, _, err := q.admin("GET", "/metrics", nil); err != nil || res.StatusCode != 200 {
-			t.Fatalf("/metrics without descriptors: %v %v", res, err)
-		}
-	}
-	for _, c := range open {
-		_ = c.Close()
-	}
-	q.until("it recovers", func() bool {
-		status, _, err := fetch(p, "a.test", "/")
-		return err == nil && status == 200
-	})
-}
-
 // limited is a script that runs the program with so many descriptors.
 func limited(t testing.TB, dir, program string, files int) string {
 	t.Helper()

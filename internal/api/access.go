@@ -24,9 +24,19 @@ type peer struct {
 
 type peerKey struct{}
 
-// ConnContext notes who is at the other end of c. It is the ConnContext of the http.Server behind an admin socket.
+type lastKey struct{}
+
+// ConnContext notes who is at the other end of c, and whether c has the last descriptor there is. It is the ConnContext
+// of the http.Server behind an admin socket.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	if under, ok := c.(interface{ NetConn() net.Conn }); ok {
+	for {
+		if l, ok := c.(interface{ Last() bool }); ok && l.Last() {
+			ctx = context.WithValue(ctx, lastKey{}, true)
+		}
+		under, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
 		c = under.NetConn()
 	}
 	u, ok := c.(*net.UnixConn)

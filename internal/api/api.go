@@ -144,6 +144,9 @@ const (
 func (a *API) Handler(kind Kind) http.Handler {
 	table := endpoints()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Context().Value(lastKey{}) != nil {
+			w.Header().Set("Connection", "close") // others want to ask too
+		}
 		if err := a.answer(w, r, kind, table); err != nil {
 			a.fail(w, r, err)
 		}

@@ -28,6 +28,8 @@ type ownListener struct {
 	once   sync.Once
 	over   chan struct{} // closed by Close
 	mu     sync.Mutex    // held while Accept is in the kernel
+
+	reserve listen.Reserve
 }
 
 // ListenAdmin listens on a unix socket. A missing folder is made with mode 0700; mode is octal text ("0600"), group a
@@ -142,6 +144,7 @@ func parseAddress(text string) (plan.Addr, error) {
 // keep lists s as one of our own.
 func (ps *Ports) keep(s *socket, source, wanted string) net.Listener {
 	o := &ownListener{Listener: s.Listener(), ps: ps, socket: s, source: source, wanted: wanted, since: time.Now(), over: make(chan struct{})}
+	o.reserve.Hold()
 	ps.mu.Lock()
 	ps.own = append(ps.own, o)
 	ps.mu.Unlock()
@@ -174,7 +177,7 @@ func (o *ownListener) accept() (net.Conn, error) {
 	if o.ps.gate.closed() != nil {
 		return nil, nil
 	}
-	c, err := o.Listener.Accept()
+	c, err := o.reserve.Accept(o.socket.Socket)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, nil
 	}
@@ -197,6 +200,7 @@ func (o *ownListener) Close() error {
 		o.ps.index()
 		close(o.over)
 		o.socket.Stop(listen.Drop)
+		o.reserve.Close()
 	})
 	return nil
 }
