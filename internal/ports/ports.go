@@ -60,7 +60,8 @@ type Options struct {
 	// Inherited are sockets that were open when the process started, from systemd or from a process we replace.
 	Inherited []listen.Inherited
 
-	grace time.Duration // before a holder that does not end is killed; 0 is evict.Grace
+	grace  time.Duration // before a holder that does not end is killed; 0 is evict.Grace
+	reload time.Duration // what a reload waits for a holder; 0 is reloadTakeover
 }
 
 // Ports follows the plan with listening sockets. Use New.

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 		childAdopt()
 	case "bind":
 		childBind(os.Args[1])
-	case "echo", "stubborn", "letgo", "orphan", "keeper":
+	case "echo", "stubborn", "letgo", "orphan", "waiting":
 		childHolds(os.Getenv("QM_PORTS_CHILD"), os.Args[1])
 	}
 }

@@ -1,6 +1,7 @@
 package ports
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -184,7 +185,7 @@ func (ps *Ports) begin(p *plan.Port, state State, users int, now time.Time) erro
 	if err != nil {
 		return err
 	}
-	ev, err := evict.Begin(ps.rules(p), holders, look, t.since(holders), ps.grace())
+	ev, err := evict.Begin(ps.rules(p), holders, look, t.since(holders), cmp.Or(ps.opt.grace, evict.Grace))
 	if err != nil {
 		return err
 	}
@@ -194,13 +195,6 @@ func (ps *Ports) begin(p *plan.Port, state State, users int, now time.Time) erro
 		ps.emit(eviction(p.Addr, state, users, "TERM", asked, now))
 	}
 	return nil
-}
-
-func (ps *Ports) grace() time.Duration {
-	if ps.opt.grace > 0 {
-		return ps.opt.grace
-	}
-	return evict.Grace
 }
 
 // eviction describes a signal. The port itself stays as it is.
@@ -282,7 +276,7 @@ func (c *change) seize(ctx context.Context) {
 	if len(must) == 0 {
 		return
 	}
-	limit := reloadTakeover
+	limit := cmp.Or(c.ps.opt.reload, reloadTakeover)
 	if c.first {
 		limit = startTakeover
 	}

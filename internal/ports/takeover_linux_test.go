@@ -37,12 +37,12 @@ func childHolds(mode, addr string) {
 	case "orphan": // ends, and leaves an echo behind
 		childLeaves("echo", addr)
 		return
-	case "keeper": // starts an echo again as often as it ends
-		for {
-			childStarts("echo", addr)
-		}
 	}
 	l, err := net.Listen("tcp", addr)
+	for mode == "waiting" && err != nil { // for its turn
+		<-time.After(time.Millisecond)
+		l, err = net.Listen("tcp", addr)
+	}
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -64,27 +64,15 @@ func childHolds(mode, addr string) {
 	}
 }
 
-func childOf(mode, addr string) *exec.Cmd {
+// childLeaves starts a process that outlives us.
+func childLeaves(mode, addr string) {
 	cmd := exec.Command("/proc/self/exe", addr)
 	cmd.Env = append(os.Environ(), "QM_PORTS_CHILD="+mode)
 	cmd.Stdout = os.Stdout
-	return cmd
-}
-
-// childLeaves starts a process that outlives us.
-func childLeaves(mode, addr string) {
-	cmd := childOf(mode, addr)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		fmt.Println(err)
 	}
-}
-
-// childStarts starts a process that ends with us, and waits for it.
-func childStarts(mode, addr string) {
-	cmd := childOf(mode, addr)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	_ = cmd.Run()
 }
 
 // A foreigner holds a port, or not any more.
