@@ -275,11 +275,11 @@ func (l *Loop) follow(ctx context.Context, next *State) error {
 			return &FollowError{Part: "state", Err: err}
 		}
 	}
+	next.LoadedAt = time.Now()
+	l.now.Store(next) // first: what a Commit lets in asks for the plan in force at once
 	for _, s := range steps {
 		s.Commit()
 	}
-	next.LoadedAt = time.Now()
-	l.now.Store(next)
 	for _, s := range steps {
 		s.Retire()
 	}

@@ -32,6 +32,8 @@ type book struct {
 	mu    sync.Mutex // guards what follows
 	lines []string
 	plans []*plan.Plan
+
+	committed func() // called by every Commit; may be nil
 }
 
 func (b *book) add(line string) {
@@ -66,6 +68,9 @@ func (s *partStep) Commit() {
 	s.book.mu.Lock()
 	s.book.plans = append(s.book.plans, s.next)
 	s.book.mu.Unlock()
+	if s.book.committed != nil {
+		s.book.committed()
+	}
 }
 func (s *partStep) Retire() { s.book.add("retire-" + s.name) }
 func (s *partStep) Abort()  { s.book.add("abort-" + s.name) }
@@ -188,6 +193,22 @@ func TestLoop_PreparesAllCommitsAllRetiresAll(t *testing.T) {
 		t.Error(got)
 	}
 	r.want("x y z")
+}
+
+// While the first plan is committed ports begin to accept: what asks for the plan in force then gets one.
+func TestLoop_ThereIsAPlanFromTheFirstCommitOn(t *testing.T) {
+	r := newRig(t, one("x"))
+	asked := 0
+	r.book.committed = func() {
+		if now := r.loop.Now(); now == nil || now.Plan.Route("x") == nil {
+			t.Errorf("at a commit the plan in force is %+v", now)
+		}
+		asked++
+	}
+	r.start()
+	if asked != 2 {
+		t.Fatalf("%d commits", asked)
+	}
 }
 
 func TestLoop_ARefusalLeavesThePreviousStateIntact(t *testing.T) {
@@ -393,5 +414,64 @@ func TestLoop_ThousandsOfMistakesAreToldBriefly(t *testing.T) {
 	}
 	if text := r.loop.Now().Error; len(text) > 16<<10 || !strings.Contains(text, "more mistakes") {
 		t.Errorf("status holds %d bytes", len(text))
+	}
+}
+
+// eye is a follower that looks at the plan in force while it commits.
+type eye struct {
+	loop *Loop
+	seen []*State
+	next []*plan.Plan
+}
+
+func (e *eye) Prepare(_ context.Context, next *plan.Plan) (plan.Step, error) {
+	e.next = append(e.next, next)
+	return e, nil
+}
+func (e *eye) Commit() { e.seen = append(e.seen, e.loop.Now()) }
+func (e *eye) Retire() {}
+func (e *eye) Abort()  {}
+
+// A socket with clients in its queue serves the first of them while its port commits.
+func TestThePlanInForceIsThereWhenItsPartsCommit(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "q.yaml")
+	if err := os.WriteFile(file, []byte(one("a")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first, err := Load(nil, file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &eye{}
+	busy := 0
+	e.loop = New(Options{Config: file, Log: slog.New(slog.DiscardHandler), Followers: []Named{{"eye", e}}, Busy: func(begins bool) {
+		if begins {
+			busy++
+		} else {
+			busy += 10
+		}
+	}})
+	if err := e.loop.Start(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.loop.Reload(t.Context(), ReloadOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range e.seen {
+		if s == nil || s.Plan != e.next[i] {
+			t.Errorf("commit %d saw another plan in force: %v", i, s)
+		}
+	}
+	if len(e.seen) != 2 || busy != 11 {
+		t.Errorf("%d commits, busy %d", len(e.seen), busy)
+	}
+	if err := os.WriteFile(file, []byte("nonsense: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.loop.Reload(t.Context(), ReloadOptions{DryRun: true}); err == nil || busy != 11 {
+		t.Errorf("a dry run: %v, busy %d", err, busy)
+	}
+	if _, err := e.loop.Reload(t.Context(), ReloadOptions{}); err == nil || busy != 22 {
+		t.Errorf("a reload that is refused: %v, busy %d", err, busy)
 	}
 }

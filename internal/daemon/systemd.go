@@ -77,9 +77,9 @@ func (d *Daemon) report(ctx context.Context) error {
 		t := time.NewTicker(every / 4) // one look that fails is made good before the manager notices
 		defer t.Stop()
 		look = t.C
+		d.service.Alive()
 	}
 	said, lived := "", time.Now()
-	d.service.Alive()
 	for {
 		select {
 		case <-ctx.Done():
