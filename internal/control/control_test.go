@@ -32,8 +32,6 @@ type book struct {
 	mu    sync.Mutex // guards what follows
 	lines []string
 	plans []*plan.Plan
-
-	committed func() // called by every Commit; may be nil
 }
 
 func (b *book) add(line string) {
@@ -68,9 +66,6 @@ func (s *partStep) Commit() {
 	s.book.mu.Lock()
 	s.book.plans = append(s.book.plans, s.next)
 	s.book.mu.Unlock()
-	if s.book.committed != nil {
-		s.book.committed()
-	}
 }
 func (s *partStep) Retire() { s.book.add("retire-" + s.name) }
 func (s *partStep) Abort()  { s.book.add("abort-" + s.name) }
@@ -195,20 +190,39 @@ func TestLoop_PreparesAllCommitsAllRetiresAll(t *testing.T) {
 	r.want("x y z")
 }
 
+// witness is a follower that looks at the loop when it commits.
+type witness func()
+
+func (w witness) Prepare(context.Context, *plan.Plan) (plan.Step, error) { return w, nil }
+func (w witness) Commit()                                               { w() }
+func (w witness) Retire()                                               {}
+func (w witness) Abort()                                                {}
+
 // While the first plan is committed ports begin to accept: what asks for the plan in force then gets one.
 func TestLoop_ThereIsAPlanFromTheFirstCommitOn(t *testing.T) {
-	r := newRig(t, one("x"))
-	asked := 0
-	r.book.committed = func() {
-		if now := r.loop.Now(); now == nil || now.Plan.Route("x") == nil {
+	file := filepath.Join(t.TempDir(), "q.yaml")
+	if err := os.WriteFile(file, []byte(one("x")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first, err := Load(nil, file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var loop *Loop
+	commits := 0
+	look := witness(func() {
+		if now := loop.Now(); now == nil || now.Plan.Route("x") == nil {
 			t.Errorf("at a commit the plan in force is %+v", now)
 		}
-		asked++
+		commits++
+	})
+	loop = New(Options{
+		Config: file, Log: slog.New(slog.DiscardHandler), Followers: []Named{{"witness", look}}, Event: func(string, string, string) {},
+	})
+	if err := loop.Start(t.Context(), first); err != nil || commits != 1 {
+		t.Fatalf("%d commits, %v", commits, err)
 	}
-	r.start()
-	if asked != 2 {
-		t.Fatalf("%d commits", asked)
-	}
+	loop.Freeze(ErrFrozen)
 }
 
 func TestLoop_ARefusalLeavesThePreviousStateIntact(t *testing.T) {
