@@ -194,9 +194,9 @@ func TestLoop_PreparesAllCommitsAllRetiresAll(t *testing.T) {
 type witness func()
 
 func (w witness) Prepare(context.Context, *plan.Plan) (plan.Step, error) { return w, nil }
-func (w witness) Commit()                                               { w() }
-func (w witness) Retire()                                               {}
-func (w witness) Abort()                                                {}
+func (w witness) Commit()                                                { w() }
+func (w witness) Retire()                                                {}
+func (w witness) Abort()                                                 {}
 
 // While the first plan is committed ports begin to accept: what asks for the plan in force then gets one.
 func TestLoop_ThereIsAPlanFromTheFirstCommitOn(t *testing.T) {
