@@ -128,13 +128,16 @@ func TestSilentEngineCostsOneSecondOnceInTwo(t *testing.T) {
 }
 
 func TestTalkativeEngineIsCutOff(t *testing.T) {
+	var said atomic.Int64
 	sock := engineOn(t, func(w http.ResponseWriter, r *http.Request) {
 		if ping(w, r, "1.44") {
 			return
 		}
 		_, _ = io.WriteString(w, `[{"Names":["`)
 		for block := bytes.Repeat([]byte("x"), 64<<10); ; {
-			if _, err := w.Write(block); err != nil {
+			n, err := w.Write(block)
+			said.Add(int64(n))
+			if err != nil {
 				return
 			}
 		}
@@ -142,6 +145,9 @@ func TestTalkativeEngineIsCutOff(t *testing.T) {
 	_, err := New(at(sock)).Published(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") && !strings.Contains(err.Error(), "no answer within") {
 		t.Errorf("error %v", err)
+	}
+	if n := said.Load(); n > maxAnswer+4<<20 { // what buffers hold
+		t.Errorf("%d bytes were taken", n)
 	}
 }
 

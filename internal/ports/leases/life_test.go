@@ -303,6 +303,16 @@ func TestPlanAndLeasesDoNotMeet(t *testing.T) {
 		t.Errorf("leased %d after the plan was refused", got)
 	}
 	b.stop()
+	b = openPlan(t, b.dir, wants(r.Lo+1), nil)
+	if step, err = b.Prepare(t.Context(), &plan.Plan{Settings: plan.Settings{AppPorts: r}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Ask(t.Context(), Want{Name: "early"}); err == nil {
+		t.Error("a port was leased that the plan in force still has")
+	}
+	step.Commit()
+	b.one(Want{Name: "early"})
+	b.stop()
 	first := openPlan(t, b.dir, wants(web.Port()), nil)
 	if strings.Contains(first.memory(), "web") || first.file() != first.memory() || !strings.Contains(first.log.String(), "lease ended") {
 		t.Errorf("at start the plan did not win: %s, file %s\n%s", first.memory(), first.file(), first.log)
