@@ -16,7 +16,7 @@ run: build
 	./scripts/quickstart $(ARGS)
 
 test-deps:
-	./scripts/deps gcc:build-essential curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client strace:strace podman:podman runc:runc /usr/lib/podman/netavark:netavark
+	./scripts/deps gcc:build-essential curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client strace:strace podman:podman runc:runc /usr/lib/podman/netavark:netavark lsof:lsof python3:python3 systemd-analyze:systemd systemd-socket-activate:systemd
 
 test: test-deps
 	$(GO) test -race -timeout 13m ./...
