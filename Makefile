@@ -19,7 +19,7 @@ test-deps:
 	./scripts/deps gcc:build-essential curl:curl openssl:openssl sshd:openssh-server ssh:openssh-client strace:strace podman:podman runc:runc /usr/lib/podman/netavark:netavark lsof:lsof python3:python3 systemd-analyze:systemd systemd-socket-activate:systemd
 
 test: test-deps
-	$(GO) test -race -timeout 13m ./...
+	$(GO) test -race -timeout 20m ./...
 	$(GO) test -timeout 5m -run 'Allocate|IsSmall|TenThousand|Small' ./internal/...  # what the race detector would falsify
 
 check-deps:
