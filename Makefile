@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 GOBIN := $(shell $(GO) env GOPATH)/bin
 
-.PHONY: build run test test-deps check check-deps fuzz bench bench-deps clean
+.PHONY: build run test test-deps check check-deps fuzz soak bench bench-deps clean
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/quaymaster ./cmd/quaymaster
@@ -39,6 +39,10 @@ fuzz:
 	@set -e; for p in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
+
+# Mixed load, reloads, restarts, ports bound and released for DURATION: what the daemon holds stays flat.
+soak:
+	QM_SOAK=$(or $(DURATION),10m) $(GO) test -count=1 -timeout 0 -v -run '^TestD08' ./cmd/quaymaster
 
 bench-deps:
 	./scripts/deps haproxy:haproxy nginx:nginx caddy:caddy sniproxy:sniproxy wrk:wrk h2load:nghttp2-client ab:apache2-utils

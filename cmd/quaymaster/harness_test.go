@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -24,6 +23,11 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	for _, child := range []string{"QM_CHILD_LISTEN", "QM_CHILD_TARGET"} {
+		if os.Getenv(child) != "" { // a child of a test needs no program of ours, and no time to build one
+			os.Exit(m.Run())
+		}
+	}
 	dir, err := os.MkdirTemp("", "quaymaster-test-")
 	if err != nil {
 		panic(err)
@@ -41,14 +45,42 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// nextPort counts through a range below the ephemeral ports, so that no outgoing connection takes a number in between.
-var nextPort atomic.Int32
+// allotted are the ports that this process gives out. They are below the ephemeral ones, so that no outgoing connection
+// takes a number in between, and come in blocks: whoever listens on the first port of one has the rest, so that test
+// programs that run at the same time do not meet.
+var allotted struct {
+	sync.Mutex
+	claims []net.Listener
+	blocks []int // first ports
+	next   int   // counts through all of them
+}
 
-// freePort is a port that nobody listens on and nobody else in this process was given.
+const (
+	lowestPort = 20000
+	blockSize  = 500
+	blockCount = 20
+)
+
+// freePort is a port that nobody listens on and nobody else was given.
 func freePort(t testing.TB) int {
 	t.Helper()
-	for range 5000 {
-		p := 20000 + int(nextPort.Add(1)+int32(os.Getpid()%5000))%10000
+	allotted.Lock()
+	defer allotted.Unlock()
+	return nextPort(t)
+}
+
+// nextPort is freePort with the lock held.
+func nextPort(t testing.TB) int {
+	t.Helper()
+	for range 2 * blockSize * blockCount {
+		if allotted.next == len(allotted.blocks)*(blockSize-1) && !claimBlock() {
+			allotted.next = 0 // all are given out: those from the beginning are free again
+		}
+		if len(allotted.blocks) == 0 {
+			break
+		}
+		p := allotted.blocks[allotted.next/(blockSize-1)] + 1 + allotted.next%(blockSize-1)
+		allotted.next++
 		l, err := net.Listen("tcp", ":"+strconv.Itoa(p))
 		if err != nil {
 			continue
@@ -60,17 +92,30 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
+// claimBlock takes one more block, if nobody else has it.
+func claimBlock() bool {
+	for i := range blockCount {
+		first := lowestPort + blockSize*((i+os.Getpid())%blockCount)
+		l, err := net.Listen("tcp", ":"+strconv.Itoa(first))
+		if err == nil {
+			allotted.claims = append(allotted.claims, l)
+			allotted.blocks = append(allotted.blocks, first)
+			return true
+		}
+	}
+	return false
+}
+
 // freePorts are n ports in a row.
 func freePorts(t testing.TB, n int) int {
 	t.Helper()
+	allotted.Lock() // those who want one at the same time shall not be given one of these
+	defer allotted.Unlock()
 next:
 	for range 500 {
-		first := freePort(t)
-		if first+n >= 30000 {
-			continue
-		}
+		first := nextPort(t)
 		for p := first + 1; p < first+n; p++ {
-			if freePort(t) != p {
+			if nextPort(t) != p {
 				continue next
 			}
 		}
