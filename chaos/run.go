@@ -144,7 +144,7 @@ func (c *chaos) rage(ctx context.Context) error {
 	}
 	order := c.rng.Perm(len(all))
 	for pause(ctx, time.Duration(c.rng.Int64N(2*int64(c.o.every)))) {
-		a := all[0]
+		var a act
 		if len(order) > 0 {
 			a, order = all[order[0]], order[1:]
 		} else {

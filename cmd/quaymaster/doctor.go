@@ -21,7 +21,7 @@ const askedWithin = 5 * time.Second
 
 func (s *shell) doctorVerb() *cobra.Command {
 	c := verb(
-		"doctor", "Look at limits, ports and permissions, and say what to do. Needs no daemon", "sudo quaymaster doctor -c quaymaster.yaml", cobra.NoArgs,
+		"doctor", "Look at limits, ports and permissions, and say what to do. Needs no daemon", "quaymaster doctor -c quaymaster.yaml", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error { return s.doctor(ctx) },
 	)
 	c.Long = `Looks at this machine as the configuration needs it: the limits of the system, each port,

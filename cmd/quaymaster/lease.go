@@ -16,7 +16,7 @@ import (
 func (s *shell) leaseVerb() *cobra.Command {
 	var another bool
 	c := verb(
-		"lease NAME", "Lease a port to an app and print it", "PORT=$(quaymaster ports lease web) npm start",
+		"lease NAME", "Lease a port to an app and print it", "quaymaster ports lease web",
 		cobra.ExactArgs(1), func(ctx context.Context, args []string) error { return s.lease(ctx, args[0], another) },
 	)
 	c.Long = `Prints the port of that name: the one it has, or the lowest free one of app_ports. No other name

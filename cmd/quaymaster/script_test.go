@@ -76,7 +76,7 @@ func TestHelp_EveryVerbHasAnExample(t *testing.T) {
 	for _, c := range s.root().Commands() {
 		list := append(c.Commands(), c)
 		for _, v := range list {
-			if v.Name() == "help" || v.Name() == "completion" {
+			if v.Name() == "help" || v.Name() == "completion" || v.Hidden {
 				continue
 			}
 			var out strings.Builder

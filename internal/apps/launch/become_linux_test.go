@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -31,7 +32,8 @@ func TestNoSignalIsIgnoredOrBlocked(t *testing.T) {
 	// Of a shell's own process, since a Go program changes its signals at once.
 	out, said := shellStatus(t, "trap '' HUP INT PIPE TSTP TTOU USR1")
 	for _, set := range []string{"SigIgn", "SigBlk"} {
-		if out[set] != none {
+		// 32 and 33 are the C library's own: some shells start with one of them ignored, and nobody can change that.
+		if bits, err := strconv.ParseUint(out[set], 16, 64); err != nil || bits&^(3<<31) != 0 {
 			t.Errorf("%s %s %s", set, out[set], said)
 		}
 	}
