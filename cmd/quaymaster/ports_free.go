@@ -175,7 +175,7 @@ func (f *freeing) ownPort(ctx context.Context) error {
 	for i := range f.was {
 		h := &f.was[i]
 		words := strings.Fields(h.Command)
-		if err == nil && h.Exe == exe && len(words) > 1 && slices.Contains(words[1:], "run") {
+		if h.Ours() || err == nil && h.Exe == exe && len(words) > 1 && slices.Contains(words[1:], "run") {
 			return fmt.Errorf("port %d is held by a quaymaster (pid %d); take the port out of its configuration and reload it, or stop it with \"kill %d\"",
 				f.port, h.Pid, h.Pid)
 		}

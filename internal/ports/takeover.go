@@ -119,7 +119,7 @@ func listened(l netip.AddrPort, dual bool) plan.Addr {
 // ours reports whether h runs our program.
 func ours(h *Holder) bool {
 	exe, err := os.Executable()
-	return err == nil && h.Exe == exe
+	return h.Ours() || err == nil && h.Exe == exe
 }
 
 // takeoverOf is the record of a wish.

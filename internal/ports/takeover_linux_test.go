@@ -84,7 +84,7 @@ type foreigner struct {
 // holds starts a child that holds 127.0.0.1 and a port of its own, or addr.
 func holds(t *testing.T, mode string, uid uint32, addr string) foreigner {
 	t.Helper()
-	var said []string
+	said := []string(nil)
 	if uid != 0 {
 		_, said = childAs(t, uid, mode, 1, addr)
 	} else {
@@ -324,7 +324,6 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 [network]
 network_config_dir = "%[1]s/net"
-default_subnet = "10.89.118.0/24"
 `
 
 // echoProgram is all that the image holds.
@@ -381,7 +380,11 @@ func newPodman(t *testing.T) *podman {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	p.run("build", "-q", "-t", "echo", dir)
-	t.Cleanup(func() { p.run("rm", "-f", "-t", "0", "-a") })
+	p.run("network", "create", "--interface-name", "qmtake0", "--subnet", "10.89.119.0/24", "take") // other tests have others
+	t.Cleanup(func() {
+		p.run("rm", "-f", "-t", "0", "-a")
+		p.run("network", "rm", "-f", "take")
+	})
 	return p
 }
 
@@ -403,7 +406,7 @@ func (p *podman) start(network ...string) foreigner {
 	a := loopback(freePort(p.t))
 	args, inside := append([]string{"run", "-d", "--name", fmt.Sprintf("echo%d", a.Port)}, network...), a.String()
 	if len(network) == 0 {
-		args, inside = append(args, "-p", a.String()+":7"), ":7"
+		args, inside = append(args, "--network", "take", "-p", a.String()+":7"), ":7"
 	}
 	p.run(append(args, "echo", inside)...)
 	f := foreigner{addr: a}

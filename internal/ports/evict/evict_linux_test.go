@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,11 @@ func TestMain(m *testing.M) {
 		fork(os.Args[1])
 	case "drain":
 		drain(os.Args[1])
+	case "runsv":
+		cmd := exec.Command("/proc/self/exe", os.Args[1])
+		cmd.Env, cmd.Stdout = append(os.Environ(), "QM_EVICT_CHILD=polite"), os.Stdout
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		_ = cmd.Run()
 	case "heir":
 		fmt.Println(os.Getpid())
 		select {}
@@ -453,13 +459,11 @@ func TestP10_WhoeverWouldComeBackIsLeftToItsKeeper(t *testing.T) {
 		{"another user's", func(h *holder.Holder) { h.UID = 4242; h.User = "ann" }, "belongs to user ann", "", ""},
 		{"a service", func(h *holder.Holder) { h.Unit = "nginx.service" }, "systemd runs it as nginx.service", "", ""},
 		{"in a session", func(h *holder.Holder) { h.Unit = "user@1000.service" }, "", "", ""},
-		{"in a container", func(h *holder.Holder) { h.Container = "web" }, "container web", "container web", ""},
-		{"docker-proxy", func(h *holder.Holder) { h.Exe = "/usr/bin/docker-proxy" }, "docker-proxy holds", "docker-proxy holds", "docker-proxy holds"},
-		{"docker-proxy of root", func(h *holder.Holder) { h.Exe, h.Command = "", "/usr/bin/docker-proxy -proto tcp" }, "docker-proxy holds", "docker-proxy holds", "docker-proxy holds"},
-		{"rootlessport", func(h *holder.Holder) { h.Exe, h.Command = "", "containers-rootlessport-child" }, "rootlessport holds", "rootlessport holds", "rootlessport holds"},
-		{"conmon", func(h *holder.Holder) { h.Exe = "/usr/bin/conmon" }, "conmon holds", "conmon holds", "conmon holds"},
+		{"in a container", func(h *holder.Holder) { h.Container, h.ContainerID = "web", "0123" }, "container web", "container web", ""},
+		{"docker-proxy", func(h *holder.Holder) { h.Helper = "docker-proxy" }, "docker-proxy holds", "docker-proxy holds", "docker-proxy holds"},
+		{"rootlessport", func(h *holder.Holder) { h.Helper = "rootlessport" }, "rootlessport holds", "rootlessport holds", "rootlessport holds"},
+		{"conmon", func(h *holder.Holder) { h.Helper = "conmon" }, "conmon holds", "conmon holds", "conmon holds"},
 		{"the manager of a session", func(h *holder.Holder) { h.Exe, h.Unit = "/usr/lib/systemd/systemd", "user@1000.service" }, "systemd holds", "systemd holds", "systemd holds"},
-		{"gvproxy", func(h *holder.Holder) { h.Exe = "/opt/podman/bin/gvproxy" }, "gvproxy holds", "gvproxy holds", "gvproxy holds"},
 	} {
 		for rule, want := range map[*Rules]string{{}: c.plain, {Force: true}: c.forced, {OnlyOwn: true, Own: mine}: c.own, {Own: mine}: c.own} {
 			h := base
@@ -473,6 +477,22 @@ func TestP10_WhoeverWouldComeBackIsLeftToItsKeeper(t *testing.T) {
 	foreign := Rules{OnlyOwn: true, Own: func(int, time.Time) bool { return false }}
 	if no := foreign.Judge(base); no == nil || !strings.Contains(no.Error(), "quaymaster did not start it") {
 		t.Errorf("a process that is not our own: %v", no)
+	}
+}
+
+func TestP10_WhatASupervisorRunsNeedsForce(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "runsv")
+	if err := os.Symlink(os.Args[0], name); err != nil {
+		t.Fatal(err)
+	}
+	_, said := start(t, "runsv", 1, func(c *exec.Cmd) { c.Path = name }, "127.0.0.1:0")
+	port := portOf(t, said[0])
+	var no *Refusal
+	if err := (Rules{}).All(found(t, port)); !errors.As(err, &no) || !strings.Contains(no.Reason, "runsv runs it") || !strings.Contains(no.Remedy, "sv stop") {
+		t.Errorf("refusal %v", err)
+	}
+	if err := (Rules{Force: true}).All(found(t, port)); err != nil {
+		t.Errorf("with force: %v", err)
 	}
 }
 

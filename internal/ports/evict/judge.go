@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +18,7 @@ type Rules struct {
 	Own func(pid int, started time.Time) bool
 	// OnlyOwn allows no others.
 	OnlyOwn bool
-	// Force also allows other users' processes and those of systemd services.
+	// Force also allows other users' processes, and those that systemd or another supervisor runs.
 	Force bool
 }
 
@@ -60,7 +59,9 @@ func (r Rules) Judge(h holder.Holder) *Refusal {
 	no := func(remedy, reason string, args ...any) *Refusal {
 		return &Refusal{Holder: h, Reason: fmt.Sprintf(reason, args...), Remedy: remedy}
 	}
-	helper, isHelper := helperOf(h)
+	if h.Helper == "" && filepath.Base(h.Exe) == "systemd" {
+		h.Helper = "systemd" // of a user: it listens for units of theirs
+	}
 	switch {
 	case h.Pid <= 0:
 		return no("run as root", "its process cannot be seen from here")
@@ -70,18 +71,20 @@ func (r Rules) Judge(h holder.Holder) *Refusal {
 		return no("", "that is this program")
 	case descends(h.Pid):
 		return no("", "this program was started by it")
-	case isHelper:
-		return no(h.Stop(), "%s holds the port for %s, which would not know that it is gone", helper, cmp.Or(h.Container, "somebody else"))
+	case h.Helper != "":
+		return no(h.Stop(), "%s holds the port for %s, which would not know that it is gone", h.Helper, cmp.Or(h.Container, "somebody else"))
 	case r.Own != nil && r.Own(h.Pid, h.Started):
 		return nil
 	case r.OnlyOwn:
 		return no(h.Stop(), "quaymaster did not start it")
-	case h.Container != "" && h.Container != self.Container:
+	case h.Container != "" && (h.ContainerID != self.ContainerID || h.ContainerID == "" && h.Container != self.Container):
 		return no(h.Stop(), "it runs in container %s", h.Container)
 	case h.UID != os.Geteuid() && !r.Force:
 		return no(h.Stop(), "it belongs to user %s", h.User)
 	case service(h.Unit) && h.Unit != self.Unit && !r.Force:
 		return no(h.Stop(), "systemd runs it as %s, and may start it again", h.Unit)
+	case h.Starter() != "" && !r.Force:
+		return no(h.Stop(), "%s runs it, and would start it again", h.Starter())
 	}
 	return nil
 }
@@ -103,23 +106,4 @@ func descends(pid int) bool {
 // service reports whether unit is one that systemd keeps running; the manager of a user's session is none.
 func service(unit string) bool {
 	return strings.HasSuffix(unit, ".service") && !strings.HasPrefix(unit, "user@")
-}
-
-// helpers are the programs that hold ports in the name of somebody else: a container engine, its virtual machine, a unit.
-var helpers = []string{
-	"systemd", // for the socket units of a session
-	"docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta", "pasta.avx2", "passt", "passt.avx2", "conmon", "conmonrs",
-	"gvproxy", "vpnkit", "com.docker.backend", "limactl",
-}
-
-// helperOf says which helper h is, by its executable, or by what it is called where that cannot be read.
-func helperOf(h holder.Holder) (string, bool) {
-	word, _, _ := strings.Cut(h.Command, " ")
-	for _, name := range []string{filepath.Base(h.Exe), filepath.Base(word)} {
-		name = strings.TrimSuffix(strings.TrimPrefix(name, "containers-"), "-child") // rootlessport calls itself so
-		if slices.Contains(helpers, name) {
-			return name, true
-		}
-	}
-	return "", false
 }
