@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -608,82 +607,6 @@ func TestP23_RangeWithPreservedPort(t *testing.T) {
 	for p := first; p < first+100; p++ {
 		mustFetch(t, p, "any.test", "/", "target 127.0.0.2:"+strconv.Itoa(p))
 	}
-}
-
-func TestP24_LogLinesReplayToTheTable(t *testing.T) {
-	a := httpTarget(t, "a", nil)
-	first := freePorts(t, 6)
-	rounds := 1000
-	if testing.Short() {
-		rounds = 100
-	}
-	q := start(t, "routes:\n"+route("base", first, "base.test", a))
-	state := uint32(1)
-	next := func(n int) int { // a small generator of our own: the same changes each run
-		state = state*1664525 + 1013904223
-		return int(state>>8) % n
-	}
-	for range rounds {
-		body := "routes:\n" + route("base", first, "base.test", a)
-		for r := range 5 {
-			if next(2) == 0 {
-				body += route("r"+strconv.Itoa(r), first+next(6), "r"+strconv.Itoa(r)+".test", a)
-			}
-		}
-		q.write(body)
-		if res, b, err := q.admin("POST", "/v1/reload", nil); err != nil || res.StatusCode != 200 {
-			t.Fatalf("reload: %v %s %v", res, b, err)
-		}
-	}
-	want := map[string]string{}
-	for _, r := range q.ports() {
-		if r.Source != "admin" {
-			want[r.Wanted] = r.State + " " + strings.Join(sorted(r.Routes), ",")
-		}
-	}
-	got := replay(t, q.log.String())
-	if fmt.Sprint(want) != fmt.Sprint(got) {
-		t.Errorf("replayed:\n%v\nports --json:\n%v", got, want)
-	}
-}
-
-// replay puts the log's port lines one on top of the other.
-func replay(t *testing.T, log string) map[string]string {
-	t.Helper()
-	users := map[string]map[string]bool{}
-	state := map[string]string{}
-	for _, line := range strings.Split(log, "\n") {
-		var e struct {
-			Msg, Component, Port, State string
-			Added, Removed              []string
-		}
-		if json.Unmarshal([]byte(line), &e) != nil || e.Component != "ports" || e.State == "" || e.Port == "" {
-			continue
-		}
-		if users[e.Port] == nil {
-			users[e.Port] = map[string]bool{}
-		}
-		for _, u := range e.Added {
-			users[e.Port][u] = true
-		}
-		for _, u := range e.Removed {
-			delete(users[e.Port], u)
-		}
-		state[e.Port] = e.State
-		if e.State == "released" {
-			delete(users, e.Port)
-			delete(state, e.Port)
-		}
-	}
-	out := map[string]string{}
-	for p, s := range state {
-		var names []string
-		for u := range users[p] {
-			names = append(names, strings.TrimPrefix(u, "route "))
-		}
-		out[p] = s + " " + strings.Join(sorted(names), ",")
-	}
-	return out
 }
 
 func sorted(list []string) []string {

@@ -244,7 +244,7 @@ func (d *Daemon) build(layer *config.Layer) {
 	})
 	engines := d.newEngine()
 	d.ports = ports.New(ports.Options{
-		Log: part("ports"), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
+		Log: part("ports").With("pid", os.Getpid()), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
 		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(), Published: engines.Published,
 	})
