@@ -84,7 +84,7 @@ type foreigner struct {
 // holds starts a child that holds 127.0.0.1 and a port of its own, or addr.
 func holds(t *testing.T, mode string, uid uint32, addr string) foreigner {
 	t.Helper()
-	said := []string(nil)
+	var said []string
 	if uid != 0 {
 		_, said = childAs(t, uid, mode, 1, addr)
 	} else {
