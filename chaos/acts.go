@@ -58,7 +58,7 @@ func (c *chaos) commit(next *plan, apply func() error) error {
 		return c.m.write(old.yaml(c.m.head()))
 	}
 	c.now = next
-	return c.checkPorts()
+	return errors.Join(c.checkPorts(), c.checkEnded(old))
 }
 
 // reload changes the file and has it read again, by API or by command.
@@ -298,7 +298,6 @@ func (c *chaos) killMachine() error {
 // restart kills and starts; before is called in between.
 func (c *chaos) restart(before func()) error {
 	up := c.world.Down(load.Machine)
-	defer up()
 	if err := c.m.kill(); err != nil {
 		return err
 	}
@@ -307,7 +306,9 @@ func (c *chaos) restart(before func()) error {
 	if err := c.m.start(); err != nil {
 		return err
 	}
-	return c.checkPorts()
+	err := c.checkPorts()
+	up()
+	return err
 }
 
 // killInReload kills the serving process while it reads a new file. What the file says is in force afterwards.
@@ -317,7 +318,6 @@ func (c *chaos) killInReload() error {
 		return err
 	}
 	up := c.world.Down(load.Machine)
-	defer up()
 	done := c.world.Change(next)
 	asked := make(chan struct{})
 	go func() {
@@ -335,7 +335,9 @@ func (c *chaos) killInReload() error {
 	}
 	done(true)
 	c.now = next
-	return c.checkPorts()
+	err := c.checkPorts()
+	up()
+	return err
 }
 
 // killAndTake kills the serving process and lets somebody else take one or two of its ports before it starts again. The

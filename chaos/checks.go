@@ -3,13 +3,9 @@
 package main
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -43,7 +39,7 @@ func (c *chaos) portsAgree() error {
 	wanted := c.now.ports()
 	for _, port := range c.now.pool.all() {
 		ours := slices.DeleteFunc(slices.Clone(listens), func(l listener) bool {
-			return l.port != port || !slices.Contains(fds, fmt.Sprintf("socket:[%s]", l.inode))
+			return l.port != port || !slices.Contains(fds, fmt.Sprintf("socket:[%d]", l.inode))
 		})
 		i := slices.IndexFunc(said, func(h held) bool { return h.Port == port && h.Source != "admin" })
 		switch {
@@ -86,32 +82,31 @@ func (c *chaos) portIs(port int, h *held, ours []listener) error {
 	return nil
 }
 
-// listener is a line of the kernel's table.
-type listener struct {
-	port  int
-	any   bool // on every address
-	inode string
-}
-
-// listening reads the TCP sockets that listen in this network namespace.
-func listening() (out []listener, err error) {
-	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		for line := range strings.Lines(string(b)) {
-			w := strings.Fields(line)
-			if len(w) < 10 || w[3] != "0A" {
-				continue
-			}
-			addr, port, _ := strings.Cut(w[1], ":")
-			n, _ := strconv.ParseUint(port, 16, 16)
-			ip, _ := hex.DecodeString(addr)
-			out = append(out, listener{int(n), strings.Trim(string(ip), "\x00") == "", w[9]})
+// checkEnded wants nobody left on routes that have gone and say close. A client that was told to go has a second for it;
+// it gets five.
+func (c *chaos) checkEnded(old *plan) error {
+	var gone []string
+	for _, r := range old.routes {
+		if r.close && c.now.route(r.name) == nil {
+			gone = append(gone, r.name)
 		}
 	}
-	return out, nil
+	if len(gone) == 0 {
+		return nil
+	}
+	err := within(5*time.Second, "the connections of routes that went are closed", func() error {
+		standing, err := c.m.standing()
+		for _, name := range gone {
+			if n := standing[name]; n > 0 {
+				err = errors.Join(err, fmt.Errorf("%d connections stand on route %s, which has gone with on_remove: close", n, name))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		c.judge.Violate("a route that went is still used", "%v", err)
+	}
+	return nil
 }
 
 // quiet is what the machine holds when no client is there, beyond its listening sockets.

@@ -122,7 +122,7 @@ func (m *machine) kill() error {
 	})
 }
 
-// gone reports whether a process has ended; one that is a child of ours by adoption is reaped.
+// gone reports whether a process has ended, all its threads included; one that is a child of ours by adoption is reaped.
 func gone(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -132,7 +132,8 @@ func gone(pid int) bool {
 	if len(w) > 1 && w[0] == "Z" && w[1] == strconv.Itoa(os.Getpid()) {
 		_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
 	}
-	return len(w) == 0 || w[0] == "Z" || w[0] == "X"
+	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return len(w) == 0 || (w[0] == "Z" || w[0] == "X") && len(threads) <= 1
 }
 
 // killAll ends every process of the last run.
@@ -210,6 +211,19 @@ type held struct {
 }
 
 func (m *machine) ports() (out []held, err error) { return out, m.get("/v1/ports", &out) }
+
+// standing counts the connections that stand on each route.
+func (m *machine) standing() (map[string]int, error) {
+	var all []struct{ Route string }
+	if err := m.get("/v1/connections", &all); err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for _, c := range all {
+		out[c.Route]++
+	}
+	return out, nil
+}
 
 // goroutines is how many the machine has.
 func (m *machine) goroutines() (int, error) {

@@ -144,14 +144,12 @@ func (c *chaos) rage(ctx context.Context) error {
 	}
 	order := c.rng.Perm(len(all))
 	for pause(ctx, time.Duration(c.rng.Int64N(2*int64(c.o.every)))) {
-		var a act
+		n := c.rng.IntN(sum)
+		i := slices.IndexFunc(all, func(a act) bool { n -= a.weight; return n < 0 })
 		if len(order) > 0 {
-			a, order = all[order[0]], order[1:]
-		} else {
-			n := c.rng.IntN(sum)
-			i := slices.IndexFunc(all, func(a act) bool { n -= a.weight; return n < 0 })
-			a = all[i]
+			i, order = order[0], order[1:]
 		}
+		a := all[i]
 		began := time.Now()
 		if err := a.do(c); err != nil {
 			return fmt.Errorf("%s: %w", a.name, err)
@@ -223,7 +221,8 @@ func (c *chaos) summary(t load.Tally) string {
 	for _, k := range c.count {
 		n += k
 	}
-	fmt.Fprintf(&b, "seed %d: %d exchanges, %d acts, %d violations\n", c.o.seed, t.Exchanges, n, t.Bad)
+	fmt.Fprintf(&b, "seed %d: %d exchanges (%d of them could end in one way only), %d acts, %d violations\n",
+		c.o.seed, t.Exchanges, t.Strict, n, t.Bad)
 	for _, name := range slices.Sorted(maps.Keys(c.count)) {
 		fmt.Fprintf(&b, "  %4d %s\n", c.count[name], name)
 	}

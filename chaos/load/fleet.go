@@ -25,7 +25,7 @@ type Fleet struct {
 	Report func(Report)  // called from many goroutines
 	Scale  int           // 1 = forty clients
 	Think  time.Duration // the mean pause between two exchanges of a client; 0 = 10 ms
-	Long   time.Duration // how long a long exchange takes; 0 = 3 s
+	Long   time.Duration // how long most long exchanges take; 0 = 3 s
 	Seed   uint64
 	Prefix string // of all nonces
 
@@ -63,9 +63,13 @@ func (f *Fleet) work(ctx context.Context, k *Kind, rng *rand.Rand) {
 		if !ok {
 			continue
 		}
+		long := f.Long
+		if rng.IntN(4) == 0 {
+			long *= 3
+		}
 		f.gate.RLock()
 		// What has begun goes on to its end: ctx does not cut it.
-		k.run(context.WithoutCancel(ctx), &session{f: f, kind: k, rng: rng, to: to})
+		k.run(context.WithoutCancel(ctx), &session{f: f, kind: k, rng: rng, to: to, long: long})
 		f.gate.RUnlock()
 	}
 }

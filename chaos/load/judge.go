@@ -49,6 +49,7 @@ func (v Violation) String() string { return v.What + ": " + v.Detail }
 // A Tally counts what was judged.
 type Tally struct {
 	Exchanges  int
+	Strict     int // those that could end in one way only
 	ByKind     map[string]*[outcomes]int
 	Violations []Violation // the first hundred
 	Bad        int         // all of them
@@ -151,8 +152,12 @@ func (j *Judge) round(until int64) {
 // judge holds one report against the rules.
 func (j *Judge) judge(r *Report, reached []string) {
 	f := gather(j.World, r, reached)
+	may, why := f.allowed()
 	j.mu.Lock()
 	j.tally.Exchanges++
+	if len(may) == 1 {
+		j.tally.Strict++
+	}
 	if j.tally.ByKind == nil {
 		j.tally.ByKind = map[string]*[outcomes]int{}
 	}
@@ -162,7 +167,6 @@ func (j *Judge) judge(r *Report, reached []string) {
 	j.tally.ByKind[r.Kind][r.Outcome]++
 	j.mu.Unlock()
 	if what := f.violation(); what != "" {
-		may, why := f.allowed()
 		j.Violate(what, "%s; reached %v; allowed %v because %q; the configurations said %+v; began %s", r, reached, may, why,
 			f.values, time.Unix(0, r.Began).Format("15:04:05.000000"))
 	}

@@ -22,7 +22,7 @@ import (
 type Kind struct {
 	Name    string
 	Class   Class
-	Long    bool // takes Fleet.Long
+	Long    bool // takes Fleet.Long, and one in four of them three times that
 	Safe    bool // its requests may be repeated by a proxy
 	Workers int  // of every 40
 	run     func(ctx context.Context, s *session)
@@ -54,6 +54,7 @@ type session struct {
 	kind *Kind
 	rng  *rand.Rand
 	to   Endpoint
+	long time.Duration // of a long exchange
 }
 
 // begin starts a report.
@@ -178,9 +179,9 @@ func slowUpload(ctx context.Context, s *session) {
 	s.once(ctx, func(_ *link, r *Report) *ask { return summed(r, pieces*size, s.paced(ctx, r, pieces, size)) })
 }
 
-// paced writes content in pieces over Fleet.Long.
+// paced writes content in pieces over s.long.
 func (s *session) paced(ctx context.Context, r *Report, pieces, size int) func(io.Writer) error {
-	every := s.f.Long / time.Duration(pieces)
+	every := s.long / time.Duration(pieces)
 	src := &pattern{nonce: r.Nonce}
 	return func(w io.Writer) error {
 		b := make([]byte, size)
@@ -226,10 +227,10 @@ func whole(n, want int64, err error) error {
 	return err
 }
 
-// downloaded asks for about 2 MB in pieces over Fleet.Long.
+// downloaded asks for about 2 MB in pieces over s.long.
 func (s *session) downloaded(l *link, r *Report) *ask {
 	const pieces, size = 25, 80 << 10
-	path := fmt.Sprintf("/download?n=%d&size=%d&ms=%d", pieces, size, s.f.Long.Milliseconds()/pieces)
+	path := fmt.Sprintf("/download?n=%d&size=%d&ms=%d", pieces, size, s.long.Milliseconds()/pieces)
 	return &ask{method: "GET", path: path, read: func(body io.Reader) error {
 		n, err := io.Copy(&pattern{nonce: r.Nonce}, &patient{l, body})
 		return whole(n, pieces*size, err)
@@ -252,7 +253,7 @@ func download(ctx context.Context, s *session) { s.once(ctx, s.downloaded) }
 // events reads a stream of server-sent events, each of which must come, in order.
 func events(ctx context.Context, s *session) {
 	const n = 30
-	path := fmt.Sprintf("/events?n=%d&ms=%d", n, s.f.Long.Milliseconds()/n)
+	path := fmt.Sprintf("/events?n=%d&ms=%d", n, s.long.Milliseconds()/n)
 	s.once(ctx, func(l *link, r *Report) *ask {
 		return &ask{method: "GET", path: path, read: func(body io.Reader) error {
 			lines := bufio.NewReader(&patient{l, body})
@@ -283,7 +284,7 @@ func passthrough(ctx context.Context, s *session) {
 
 func passthroughDownload(ctx context.Context, s *session) { s.once(ctx, s.downloaded) }
 
-// webSocket sends messages over Fleet.Long, gets each back, and closes properly.
+// webSocket sends messages over s.long, gets each back, and closes properly.
 func webSocket(ctx context.Context, s *session) {
 	r := s.begin(nil, s.to)
 	defer func() { s.finish(r) }()
@@ -358,7 +359,7 @@ func (s *session) talk(ctx context.Context, c *websocket.Conn, r *Report) error 
 		if want := fmt.Sprintf("%s %s message %d", r.Target, r.Nonce, i); string(got) != want {
 			return &falseAnswer{fmt.Sprintf("message %q, want %q", got, want)}
 		}
-		if !wait(ctx, s.f.Long/n) {
+		if !wait(ctx, s.long/n) {
 			return ctx.Err()
 		}
 	}
@@ -367,7 +368,7 @@ func (s *session) talk(ctx context.Context, c *websocket.Conn, r *Report) error 
 
 func rawQuick(ctx context.Context, s *session) { s.raw(ctx, 1+s.rng.IntN(10), s.rng.IntN(8<<10), 0) }
 
-func rawLong(ctx context.Context, s *session) { s.raw(ctx, 20, 200, s.f.Long/20) }
+func rawLong(ctx context.Context, s *session) { s.raw(ctx, 20, 200, s.long/20) }
 
 // raw speaks the raw protocol: every line comes back, and after our FIN the target's last word and its own.
 func (s *session) raw(ctx context.Context, lines, size int, every time.Duration) {
