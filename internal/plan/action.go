@@ -95,6 +95,7 @@ type Upstream struct {
 	Passive Passive
 	Pool    PoolSettings
 	Connect time.Duration // dial timeout
+	TLS     TargetTLS     // for targets with TLS
 }
 
 // A Target is one place a connection can be opened to.
@@ -106,6 +107,7 @@ type Target struct {
 	PreservePort bool   // the port the client came to
 	Weight       int    // at least 1
 	MaxConns     int    // 0 = no limit
+	TLS          bool   // connections to it are TLS
 }
 
 // Balance says how a target is picked.

@@ -19,6 +19,8 @@ type Plan struct {
 	Routes    []*Route    // sorted by precedence-neutral identity: Name
 	Upstreams []*Upstream // sorted by Name; an upstream written inside a route bears the route's name
 
+	Certificates []*Certificate // what clients are shown, sorted by Source and then by Names
+
 	// Where says where each object was written: "route/api", "upstream/web", "port/:80". It is no part of a value's
 	// identity, so that a line added above a route does not change the route.
 	Where map[string]Pos
@@ -58,6 +60,8 @@ type Settings struct {
 	AccessLog           AccessLog
 	AppPorts            PortRange // what is leased to apps
 	Engine              EngineSettings
+	ACME                *ACME       // nil: no certificate is to be ordered
+	DefaultCertificate  *CertSource // for clients without a known name; nil: none
 }
 
 // Timeouts are the clocks of a plain connection. In a Route they are complete: what the route does not say is the
@@ -247,17 +251,6 @@ func (p Protocols) Names() []string {
 	}
 	return out
 }
-
-// TLS says what is done with TLS. This version knows Passthrough alone.
-type TLS struct {
-	Mode TLSMode
-}
-
-// TLSMode is how a TLS connection is treated.
-type TLSMode string
-
-// The modes of this version.
-const Passthrough TLSMode = "passthrough"
 
 // Security bounds who may use a route and how much.
 type Security struct {
