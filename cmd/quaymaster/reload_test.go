@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -551,75 +552,79 @@ func tenThousand(port int, change string) string {
 	return b.String()
 }
 
-// worst asks every millisecond on one kept connection while f runs, and returns the slowest answer.
-func worst(t *testing.T, port int, f func()) (slowest time.Duration, asked int) {
+// asking asks without a pause on one kept connection until the test is over, and counts the answers.
+func asking(t *testing.T, port int, count *atomic.Int64) {
 	t.Helper()
 	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	over := make(chan struct{})
-	go func() { defer close(over); f() }()
-	r := bufio.NewReader(c)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-over:
-			return slowest, asked
-		case <-tick.C:
+	var over atomic.Bool
+	done := make(chan error)
+	go func() { done <- ask(c, count, &over) }()
+	t.Cleanup(func() {
+		over.Store(true)
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
-		began := time.Now()
+		_ = c.Close()
+	})
+}
+
+func ask(c net.Conn, count *atomic.Int64, over *atomic.Bool) error {
+	for r := bufio.NewReader(c); !over.Load(); count.Add(1) {
 		if _, err := c.Write([]byte("GET / HTTP/1.1\r\nHost: h3.example.com\r\n\r\n")); err != nil {
-			t.Fatal(err)
+			return err
 		}
 		res, err := http.ReadResponse(r, nil)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
-		b, err := io.ReadAll(res.Body)
-		if err != nil || string(b) != "a" {
-			t.Fatalf("%q %v", b, err)
+		if b, err := io.ReadAll(res.Body); err != nil || string(b) != "a" {
+			return fmt.Errorf("%q %w", b, err)
 		}
-		slowest = max(slowest, time.Since(began))
-		asked++
 	}
+	return nil
 }
 
-// TestP22_TenThousandRoutesReloadWithoutAStall asks all the time during ten reloads. 5 ms are promised; what this machine
-// does to a client while nothing is reloaded is measured beside it, and four times the promise is allowed on top: client,
-// daemon and neighbours share the processors. The best of five tries counts, since a neighbour's burst is no stall of ours.
+// TestP22_TenThousandRoutesReloadWithoutAStall asks all the time during reloads. How long the slowest answer takes is
+// measured by make bench. Here a client that asks without a pause must get a share of the answers that it gets while
+// nothing is reloaded: whoever computes for long without a breath leaves it a hundredth.
 func TestP22_TenThousandRoutesReloadWithoutAStall(t *testing.T) {
-	const promised, slack = 5 * time.Millisecond, 4
+	const least = 15 // one answer in that many of a quiet daemon's
 	for _, procs := range []int{1, 2} {
 		t.Run("GOMAXPROCS "+strconv.Itoa(procs), func(t *testing.T) {
 			p := freePort(t)
 			q := prepare(t, tenThousand(p, "b"))
 			q.runEnv([]string{"GOMAXPROCS=" + strconv.Itoa(procs)})
 			q.serving()
-			quiet, _ := worst(t, p, func() { <-time.After(300 * time.Millisecond) })
-			var best time.Duration
 			texts := []string{tenThousand(p, "c"), tenThousand(p, "d")}
-			for range 5 {
-				slowest, asked := worst(t, p, func() {
-					for i := range 10 {
-						q.write(texts[i%2])
+			best := 0.0
+			var count atomic.Int64
+			asking(t, p, &count)
+			rate := func(f func()) float64 {
+				n, began := count.Load(), time.Now()
+				f()
+				return float64(count.Load()-n) / time.Since(began).Seconds()
+			}
+			for range 3 { // a neighbour's burst is no stall of ours
+				quiet := rate(func() { <-time.After(300 * time.Millisecond) })
+				loud := 0.0
+				for i := range 4 {
+					q.write(texts[i%2])
+					loud += rate(func() {
 						if res, b, err := q.admin("POST", "/v1/reload", nil); err != nil || res.StatusCode != 200 {
 							t.Errorf("reload: %v %s", err, b)
 						}
-					}
-				})
-				t.Logf("slowest of %d answers during ten reloads: %v; with none: %v", asked, slowest, quiet)
-				if best == 0 || slowest < best {
-					best = slowest
+					}) / 4
 				}
-				if best <= promised {
+				t.Logf("%.0f answers a second during a reload, %.0f without", loud, quiet)
+				if best = max(best, loud/quiet); best*least > 1 {
 					break
 				}
 			}
-			if best > quiet+slack*promised {
-				t.Errorf("an answer took %v during a reload, %v are promised", best, promised)
+			if best*least < 1 {
+				t.Errorf("during a reload a client gets one answer in %.0f of what it gets without, want one in %d at least", 1/best, least)
 			}
 		})
 	}
