@@ -37,6 +37,8 @@ var mayImport = map[string][]string{
 	"internal/ports/holder":  {},
 	"internal/ports/evict":   {"plan", "ports/listen", "ports/holder"},
 	"internal/ports/leases":  {"plan", "ports/holder"},
+	"internal/certs":         {"plan", "state", "certs/ca", "certs/acme"},
+	"internal/certs/ca":      {"state"},
 	"internal/engine":        {"plan"},
 	"internal/proxy":         {"plan", "route", "guard", "pools", "wire", "relay"},
 	"internal/edge/http1":    {"plan", "wire", "relay"},

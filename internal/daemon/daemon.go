@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -21,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/quaymaster/quaymaster/internal/api"
+	"github.com/quaymaster/quaymaster/internal/certs"
 	"github.com/quaymaster/quaymaster/internal/config"
 	"github.com/quaymaster/quaymaster/internal/control"
 	"github.com/quaymaster/quaymaster/internal/edge"
@@ -69,6 +69,7 @@ type Daemon struct {
 	access  accessLog
 	guard   *guard.Guard
 	pools   *pools.Pools
+	certs   *certs.Certs
 	edge    *edge.Edge
 	ports   *ports.Ports
 	leases  *leases.Leases
@@ -190,6 +191,7 @@ func (d *Daemon) start(ctx context.Context) int {
 	d.work(run, "guard", d.guard.Run)
 	d.work(run, "memory", d.tidy)
 	d.work(run, "state", d.watchState)
+	d.work(run, "certs", d.certs.Run)
 	d.work(run, "pools", d.pools.Run)
 	d.work(run, "ports", d.ports.Run)
 	d.work(run, "leases", d.leases.Run)
@@ -235,6 +237,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Listening: d.listeningNear,
 		Key:       stickyKey(d.state.Path()),
 	})
+	d.certs = d.newCerts(part("certs"))
 	d.edge = edge.New(edge.Options{
 		Log: part("edge"), Guard: d.guard, Pools: d.pools, Access: &d.access,
 		Proxy: &proxy.Options{
@@ -253,6 +256,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event, Busy: d.changing,
 		Log: part("control"), Registry: d.metrics,
 		Followers: []control.Named{
+			{Name: "certs", Follower: d.certs},
 			{Name: "leases", Follower: d.leases},
 			{Name: "settings", Follower: &settings{d: d}},
 			{Name: "guard", Follower: d.guard},
@@ -263,9 +267,6 @@ func (d *Daemon) build(layer *config.Layer) {
 	})
 	d.api = api.New(d.apiOptions(promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{})))
 }
-
-// internal finds the handler of an Internal action. This version has none.
-func (d *Daemon) internal(string) http.Handler { return http.NotFoundHandler() }
 
 // event tells followers of /v1/events what happened.
 func (d *Daemon) event(kind, object, message string) {
