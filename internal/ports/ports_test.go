@@ -454,7 +454,7 @@ func TestRangeOfHundredsIsPreparedQuickly(t *testing.T) {
 	step.Commit()
 	step.Retire()
 	t.Logf("500 ports prepared in %v", took)
-	if took > 500*time.Millisecond {
+	if took > 3*time.Second {
 		t.Errorf("500 ports took %v to prepare", took)
 	}
 	for _, a := range []int{0, 250, 499} {
