@@ -86,9 +86,12 @@ func (d *Daemon) leaseHistory(port uint16) []api.PortEvent {
 	return out
 }
 
-// leaseTroubles are leases whose port somebody else has.
+// leaseTroubles are leases that cannot be read, and those whose port somebody else has.
 func (d *Daemon) leaseTroubles() []api.Trouble {
 	var out []api.Trouble
+	if err := d.leases.Fault(); err != nil {
+		out = append(out, api.Trouble{Kind: "state", Object: d.state.Path(), Message: err.Error(), Remedy: "mend or remove the file, and restart quaymaster"})
+	}
 	for _, l := range d.leases.Status() {
 		if l.State == leases.Busy {
 			out = append(out, api.Trouble{Kind: "lease", Object: l.Name, Message: l.Error, Remedy: "`quaymaster ports lease " + l.Name + " --new` takes another port"})

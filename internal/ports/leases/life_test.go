@@ -239,6 +239,9 @@ func TestFileThatCannotBeReadIsSetAside(t *testing.T) {
 	if _, err := last.Ask(t.Context(), Want{Name: "web"}); err == nil || !strings.Contains(err.Error(), "not overwritten") {
 		t.Errorf("leased without knowing what is leased: %v", err)
 	}
+	if err := last.Fault(); err == nil || !strings.Contains(err.Error(), fileName) || b.Fault() != nil {
+		t.Errorf("the fault is %v, and was %v", err, b.Fault())
+	}
 }
 
 func TestRecordsThatContradictEachOtherAreDropped(t *testing.T) {

@@ -110,3 +110,13 @@ func (e *unsafeError) Error() string {
 }
 
 func (e *unsafeError) Unwrap() error { return e.err }
+
+// Fault is why no port will be leased until a person has mended something, nil where all is well.
+func (ls *Leases) Fault() error {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if unsafe := (*unsafeError)(nil); errors.As(ls.refuse, &unsafe) {
+		return fmt.Errorf("ports are not leased: %s cannot be read, and is not overwritten: %w", fileName, unsafe.err)
+	}
+	return nil
+}
