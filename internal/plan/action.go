@@ -108,6 +108,7 @@ type Target struct {
 	Weight       int    // at least 1
 	MaxConns     int    // 0 = no limit
 	TLS          bool   // connections to it are TLS
+	App          string // whose instances are meant; Host and Port are empty then
 }
 
 // Balance says how a target is picked.

@@ -20,6 +20,7 @@ type Plan struct {
 	Upstreams []*Upstream // sorted by Name; an upstream written inside a route bears the route's name
 
 	Certificates []*Certificate // what clients are shown, sorted by Source and then by Names
+	Apps         []*App         // sorted by Name
 
 	// Where says where each object was written: "route/api", "upstream/web", "port/:80". It is no part of a value's
 	// identity, so that a line added above a route does not change the route.
@@ -59,6 +60,7 @@ type Settings struct {
 	LogLevel, LogFormat string        // "debug|info|warn|error", "auto|json|text"
 	AccessLog           AccessLog
 	AppPorts            PortRange // what is leased to apps
+	Previews            *Previews // nil: no previews
 	Engine              EngineSettings
 	ACME                *ACME       // nil: no certificate is to be ordered
 	DefaultCertificate  *CertSource // for clients without a known name; nil: none

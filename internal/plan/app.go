@@ -1,0 +1,84 @@
+package plan
+
+import "time"
+
+// An App is a program that is run here, as a process (Command) or in a container (Image).
+type App struct {
+	Name   string
+	Source Source
+
+	Command       []string // program and arguments; ${PORT}, ${HOST}, ${SOCKET} and ${QUAYMASTER_URL} are put in at each start
+	Image         string
+	ContainerPort uint16 // of an Image: what it listens on inside; 0 = what PORT tells it
+	Dir           string // absolute; "" = the folder of the configuration
+	User          string // "" = as we are
+	Env           []EnvVar
+	EnvRequired   []string // must be in Env or, with InheritEnv, in our environment
+	InheritEnv    bool
+
+	Port       uint16 // 0 = leased
+	Socket     string // "tcp" | "fd" | "unix"
+	OnPortBusy string // "next" | "retry" | "fail" | "take_over"
+	Start      string // "always" | "on_request"
+	IdleStop   time.Duration
+	DependsOn  []string // sorted
+	Preview    bool
+
+	Ready   Ready
+	Health  *AppHealth // nil: the process alone is watched
+	Restart Restart
+	Stop    AppStop
+	Limits  AppLimits
+	Logs    AppLogs
+}
+
+// EnvVar is one variable of an app's environment. Values may hold the placeholders of Command.
+type EnvVar struct{ Name, Value string }
+
+// Ready says when an app serves: when it answers HTTP at Path, when it says Log, else when it takes a connection.
+type Ready struct {
+	Path    string
+	Log     string // a regular expression on a line of output
+	Timeout time.Duration
+}
+
+// AppHealth is a check of an app that is ready.
+type AppHealth struct {
+	Path              string // "" = a TCP connect
+	Interval, Timeout time.Duration
+	Fall              int
+	OnUnhealthy       string // "restart" | "route_away" | "nothing"
+}
+
+// Restart says what follows an exit. More than Max exits within Within are a crash loop.
+type Restart struct {
+	Policy              string // "always" | "on-failure" | "no"
+	Backoff, MaxBackoff time.Duration
+	Max                 int
+	Within              time.Duration
+	MinUptime           time.Duration // longer ones begin the back-off anew
+}
+
+// AppStop is how an app is ended: Signal ("TERM"), then KILL for the whole group after Timeout.
+type AppStop struct {
+	Signal  string
+	Timeout time.Duration
+}
+
+// AppLimits bound an app. 0 = no limit.
+type AppLimits struct {
+	CPU    float64 // processors
+	Memory int64   // bytes
+	NoFile uint64  // open files of a process
+}
+
+// AppLogs bound what is kept of an app's output: Lines in memory, Files on disk.
+type AppLogs struct{ Lines, Files int }
+
+// Previews say where apps are shown besides their routes: http://Bind:Port/Path/NAME/ and http://NAME.Domain:Port.
+type Previews struct {
+	Bind   string
+	Port   uint16
+	Path   string // "/app/preview"
+	Domain string
+}
