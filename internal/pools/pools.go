@@ -128,8 +128,6 @@ func (ps *Pools) Run(ctx context.Context) error {
 func (ps *Pools) reap(ctx context.Context) {
 	t := time.NewTimer(sweepEvery)
 	defer t.Stop()
-	var breath plan.Breath
-	defer breath.End()
 	for {
 		if ps.conns.Load() == 0 {
 			select {
@@ -144,14 +142,21 @@ func (ps *Pools) reap(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		ps.mu.Lock()
-		all := ps.pools
-		ps.mu.Unlock()
-		ps.named.sweep(ps.now())
-		for _, p := range all {
-			breath.Take()
-			p.sweep(ps.now())
-		}
+		ps.sweep()
+	}
+}
+
+// sweep sweeps every pool once.
+func (ps *Pools) sweep() {
+	ps.mu.Lock()
+	all := ps.pools
+	ps.mu.Unlock()
+	ps.named.sweep(ps.now())
+	var breath plan.Breath
+	defer breath.End()
+	for _, p := range all {
+		breath.Take()
+		p.sweep(ps.now())
 	}
 }
 
