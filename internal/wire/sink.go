@@ -30,6 +30,7 @@ const chunkOverhead = 20
 // that waits.
 type BodyWriter struct {
 	c     net.Conn
+	under *Carrier // of c, where it is TLS
 	hold  *Buffer
 	out   []byte // held back; its storage is hold's unless a head outgrew it
 	f     Framing
@@ -53,6 +54,9 @@ func (w *BodyWriter) Start(c net.Conn, head []byte, f Framing, n int64) {
 	if w.clock == nil || w.clock.c != c {
 		w.own.Start(c, true)
 		w.clock = &w.own
+	}
+	if w.c != c {
+		w.under = carrierOf(c)
 	}
 	w.release()
 	w.hold = GetBuffer()
@@ -79,7 +83,7 @@ func (w *BodyWriter) Done() bool { return w.ended && w.err == nil && w.f != ByCl
 // Release ends the writer's use of connection and buffer.
 func (w *BodyWriter) Release() {
 	w.release()
-	w.c, w.clock, w.own.c, w.ended = nil, nil, nil, true
+	w.c, w.under, w.clock, w.own.c, w.ended = nil, nil, nil, nil, true
 }
 
 func (w *BodyWriter) release() {
@@ -146,6 +150,11 @@ func (w *BodyWriter) send(p []byte) error {
 	if w.f == ByChunks {
 		w.bufs = w.vec[:3]
 	}
+	if w.under != nil {
+		err := w.seal(w.bufs...)
+		w.vec, w.bufs, w.out = [3][]byte{}, nil, w.out[:0]
+		return err
+	}
 	for first := true; ; first = false {
 		n, err := w.bufs.WriteTo(w.c)
 		if err == nil {
@@ -162,6 +171,12 @@ func (w *BodyWriter) send(p []byte) error {
 
 // push sends p alone.
 func (w *BodyWriter) push(p []byte) error {
+	if w.under != nil {
+		w.vec[0] = p
+		err := w.seal(w.vec[:1]...)
+		w.vec[0] = nil
+		return err
+	}
 	if w.stall > 0 && w.clock.armed.Load() == 0 {
 		w.clock.extend(w.stall)
 	}
@@ -175,6 +190,48 @@ func (w *BodyWriter) push(p []byte) error {
 			return w.err
 		}
 		p = p[n:]
+	}
+}
+
+// seal sends parts through TLS, as many records as may be in one call.
+func (w *BodyWriter) seal(parts ...[]byte) error {
+	if w.stall > 0 && w.clock.armed.Load() == 0 {
+		w.clock.extend(w.stall)
+	}
+	room := gatherMost
+	w.under.Cork()
+	for _, p := range parts {
+		for len(p) > 0 {
+			n := min(len(p), room)
+			if _, err := w.c.Write(p[:n]); err != nil {
+				w.under.Spoil(err)
+				w.err = plainDeadline(err)
+				return w.err
+			}
+			p, room = p[n:], room-n
+			if room == 0 {
+				if err := w.uncork(); err != nil {
+					return err
+				}
+				w.under.Cork()
+				room = gatherMost
+			}
+		}
+	}
+	return w.uncork()
+}
+
+func (w *BodyWriter) uncork() error {
+	for first := true; ; first = false {
+		n, err := w.under.Uncork()
+		if err == nil {
+			return nil
+		}
+		if !w.goOn(err, first || n > 0) {
+			w.err = plainDeadline(err)
+			w.under.Spoil(w.err)
+			return w.err
+		}
 	}
 }
 
