@@ -66,11 +66,11 @@ func (b *builder) kind(a *form.Action) string {
 
 var forwardKeys = []string{
 	"load_balance", "health_check", "passive_health", "pool", "retries", "send_proxy_protocol", "rewrite",
-	"request_headers", "response_headers", "protocol",
+	"request_headers", "response_headers", "protocol", "target_tls",
 }
 
 // upstreamKeys belong to the targets, not to one use of them.
-var upstreamKeys = forwardKeys[:4]
+var upstreamKeys = []string{"load_balance", "health_check", "passive_health", "pool", "target_tls"}
 
 // requestKeys mean nothing to a tunnel, which does not see requests.
 var requestKeys = []string{"retries", "rewrite", "request_headers", "response_headers", "protocol"}
@@ -84,14 +84,7 @@ func (b *builder) refuse(keys []string, remedy, why string) {
 }
 
 func (b *builder) action(a *form.Action, r *plan.Route) plan.Action {
-	if a.TLS != nil {
-		r.TLS = &plan.TLS{Mode: plan.TLSMode(a.TLS.Mode)}
-		if a.TLS.Mode == "" && len(b.r.Problems) == 0 {
-			b.fault([]string{"action", "tls"}, "write tls: {mode: passthrough}", "tls says no mode")
-		}
-	} else if r.Match.Protocols == plan.ProtoTLS {
-		r.TLS = &plan.TLS{Mode: plan.Passthrough}
-	}
+	r.TLS = b.tls(a.TLS, &r.Match)
 	kind := b.kind(a)
 	if kind != "forward" {
 		b.refuse(forwardKeys, "leave it out", "it has no effect without targets")
@@ -195,7 +188,7 @@ func (b *builder) forward(a *form.Action, r *plan.Route) plan.Action {
 	up := string(a.Upstream)
 	if up == "" {
 		up = r.Name
-		b.it.upstream = b.targets(a, r.Name, r.Timeouts.Connect)
+		b.it.upstream = b.targets(a, r.Name, r.Timeouts.Connect, r.TLS != nil && r.TLS.Mode == plan.Reencrypt)
 		b.it.upstream.Inline = true
 	} else {
 		b.it.uses, b.it.usesAt = up, b.spot("action", "upstream")
@@ -204,7 +197,12 @@ func (b *builder) forward(a *form.Action, r *plan.Route) plan.Action {
 	if a.Targets != nil && r.Match.Ports != nil {
 		b.preserve(a, r)
 	}
-	if r.Match.Protocols&plan.ConnProtocols != 0 || r.TLS != nil {
+	if tunnel(r) {
+		for i, t := range a.Targets {
+			if t.TLS {
+				b.fault([]string{"action", "targets", index(i)}, "write it without https", "a tunnel relays bytes as they are, so it begins no TLS")
+			}
+		}
 		b.refuse(requestKeys, "leave it out", "it has no effect on a tunnel, which does not see requests")
 		if a.LoadBalance != nil && a.LoadBalance.Sticky.Cookie != "" {
 			b.fault([]string{"action", "load_balance", "sticky"}, "write policy: ip_hash", "a tunnel has no cookies")
@@ -215,6 +213,11 @@ func (b *builder) forward(a *form.Action, r *plan.Route) plan.Action {
 	f := b.use(a)
 	f.Upstream = up
 	return *f
+}
+
+// tunnel reports whether the route relays connections unseen.
+func tunnel(r *plan.Route) bool {
+	return r.Match.Protocols&plan.ConnProtocols != 0 || r.TLS != nil && !r.TLS.Ends()
 }
 
 // use is how one route uses an upstream: everything of a forward action but the targets.
@@ -279,7 +282,7 @@ func (b *builder) preserve(a *form.Action, r *plan.Route) {
 }
 
 // targets builds the upstream of an action.
-func (b *builder) targets(a *form.Action, name string, connect time.Duration) *plan.Upstream {
+func (b *builder) targets(a *form.Action, name string, connect time.Duration, reencrypt bool) *plan.Upstream {
 	u := &plan.Upstream{Name: name, Connect: connect, Balance: plan.Balance{Policy: "round_robin"}}
 	if len(a.Targets) == 0 {
 		b.fault([]string{"action", "targets"}, "write targets: [HOST:PORT]", "there is no target")
@@ -293,6 +296,7 @@ func (b *builder) targets(a *form.Action, name string, connect time.Duration) *p
 		seen[t.Text] = true
 		pt := plan.Target{
 			Text: t.Text, Host: string(t.Host), Port: t.Port.Number, PreservePort: t.Port.Preserve, Weight: t.Weight, MaxConns: t.MaxConnections,
+			TLS: t.TLS || reencrypt,
 		}
 		if t.Unix != "" {
 			path, ok := b.path(t.Unix)
@@ -306,6 +310,7 @@ func (b *builder) targets(a *form.Action, name string, connect time.Duration) *p
 	if l := a.LoadBalance; l != nil {
 		u.Balance = plan.Balance{Policy: l.Policy, SlowStart: time.Duration(l.SlowStart), StickyCookie: string(l.Sticky.Cookie)}
 	}
+	u.TLS = b.targetTLS(a, u)
 	u.Health = b.health(a.HealthCheck, proxyVersion(a.SendProxyProtocol))
 	if p := a.PassiveHealth; p != nil {
 		u.Passive = plan.Passive{Fails: p.Fails, Within: time.Duration(p.Within), Out: time.Duration(p.Out)}
@@ -360,15 +365,13 @@ func (b *builder) agree(f *form.Route, r *plan.Route) {
 	if conn != 0 && conn != r.Match.Protocols {
 		b.fault(protocols, "write two routes", "tcp, ssh and tls are kinds of connections, the others of requests")
 	}
-	if f.Action.TLS != nil && r.Match.Protocols&^plan.ProtoTLS != 0 {
-		b.fault(protocols, "leave protocols out, or the tls block", "passthrough relays TLS and nothing else")
-	}
-	if conn == 0 && r.TLS == nil {
+	b.agreeTLS(f, r, protocols)
+	if !tunnel(r) || r.TLS.Ends() {
 		return
 	}
 	switch r.Action.(type) {
 	case plan.Redirect, plan.Respond, plan.Files:
-		b.fault([]string{"action"}, "leave tls and protocols tcp, ssh, tls out of this route", "a tunnel is not opened, so it cannot be answered")
+		b.fault([]string{"action"}, "leave protocols tcp, ssh, tls and passthrough out of this route", "a tunnel is not opened, so it cannot be answered")
 	}
 	for _, c := range []struct {
 		key string

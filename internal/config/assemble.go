@@ -26,6 +26,7 @@ func (l *load) assemble() *plan.Plan {
 	l.shared(upstreams)
 	l.twins(routes)
 	l.settings(&p.Settings)
+	l.certificates(p, routes)
 	l.listen(p, routes)
 	if len(l.errs) > 0 {
 		return nil
@@ -144,6 +145,7 @@ func (l *load) shared(upstreams map[string]*ref) {
 			l.errs = append(l.errs, l.at(r, r.usesAt, remedy, "there is no upstream %q", r.uses))
 			continue
 		}
+		l.reach(r, u)
 		if merged := r.merged(u.shared); merged != nil {
 			route := *r.route
 			route.Action = merged
@@ -151,6 +153,23 @@ func (l *load) shared(upstreams map[string]*ref) {
 			copied.route = &route
 			r.item = &copied
 		}
+	}
+}
+
+// reach finds targets that a route cannot use the way it treats TLS.
+func (l *load) reach(r, u *ref) {
+	for _, t := range u.upstream.Targets {
+		switch {
+		case t.TLS && r.route != nil && tunnel(r.route):
+			l.errs = append(l.errs, l.at(r, r.usesAt, "use an upstream without https://",
+				"a tunnel relays bytes as they are, and target %s of upstream %q begins TLS", t.Text, r.uses))
+		case !t.TLS && r.route != nil && r.route.TLS != nil && r.route.TLS.Mode == plan.Reencrypt:
+			l.errs = append(l.errs, l.at(r, r.usesAt, "write https:// before it in the upstream, or mode: terminate here",
+				"TLS is to begin anew, and target %s of upstream %q is reached without", t.Text, r.uses))
+		default:
+			continue
+		}
+		return
 	}
 }
 

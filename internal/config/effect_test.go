@@ -21,6 +21,7 @@ func leaves(t reflect.Type, path string, seen []reflect.Type) []string {
 	for short, long := range map[reflect.Type]reflect.Type{
 		reflect.TypeFor[form.Port](): reflect.TypeFor[form.PortObject](), reflect.TypeFor[form.Target](): reflect.TypeFor[form.TargetObject](),
 		reflect.TypeFor[form.Want](): reflect.TypeFor[form.WantObject](), reflect.TypeFor[form.Site](): reflect.TypeFor[form.Action](),
+		reflect.TypeFor[form.CertificateChoice](): reflect.TypeFor[form.KeyPair](),
 	} {
 		if t == short {
 			t = long
@@ -44,6 +45,7 @@ func leaves(t reflect.Type, path string, seen []reflect.Type) []string {
 var noEffect = map[string]string{
 	"routes.action.type":                 "says in words what the block says",
 	"routes.action.protocol":             "both values are HTTP/1.1 in this version; the others are refused",
+	"routes.action.tls.alpn":             "http/1.1 is the only one in this version; others are refused",
 	"connection_pool":                    "older form, warned about",
 	"udp_listen_addrs":                   "older form, warned about",
 	"quic_config":                        "older form, warned about",
@@ -68,12 +70,12 @@ const (
 
 // effects has for each key a text in which it has a value that is not its default, and, where the one with only port 80
 // and target a:1 will not do, a text to compare with.
-func effects() map[string][2]string {
+func effects(dir string) map[string][2]string {
 	out := map[string][2]string{}
 	top := func(key, value string) { out[key] = [2]string{topLevel(key, value), ""} }
 	for key, value := range map[string]string{
 		"listen_addrs": "[81]", "allowlist": "[a.b]", "by_name.allow_private": "true", "by_name.resolver": "\"1.1.1.1:53\"", "by_name.ports": "[8443]",
-		"bind": "127.0.0.1", "timeouts.connect": "1", "timeouts.client_hello": "1", "timeouts.sniff": "1", "timeouts.request_header": "1",
+		"bind": "127.0.0.1", "timeouts.connect": "1", "timeouts.client_hello": "1", "timeouts.tls_handshake": "1", "timeouts.sniff": "1", "timeouts.request_header": "1",
 		"timeouts.keep_alive": "1", "timeouts.response_header": "1", "timeouts.body_stall": "1", "timeouts.idle": "1",
 		"max_connections": "1", "max_connections_per_ip": "1", "connection_rate_per_ip": "1", "max_header_bytes": "2KiB",
 		"shutdown_timeout": "1", "shutdown_delay": "1", "drain_timeout": "1", "trusted_proxies": "[10.0.0.0/8]",
@@ -102,6 +104,7 @@ func effects() map[string][2]string {
 	for key, was := range map[string]string{"listen_port": "2222", "destination_host": " h,", "destination_port": "23}"} {
 		out["ssh_routes."+key] = [2]string{ssh, strings.Replace(ssh, was, strings.NewReplacer("2222", "2223", "h", "i", "23}", "24}").Replace(was), 1)}
 	}
+	tlsEffects(out, dir)
 	routeEffects(out)
 	actionEffects(out)
 	return out
@@ -152,7 +155,7 @@ func actionEffects(out map[string][2]string) {
 		"passive_health.fails": "1", "passive_health.within": "1", "passive_health.out": "1",
 		"pool.max_per_target": "1", "pool.max_idle": "1", "pool.idle": "1", "pool.max_age": "1", "pool.queue": "1", "pool.queue_timeout": "1",
 		"retries.attempts": "3", "retries.on": "[502]", "retries.budget": "1%", "send_proxy_protocol": "v1",
-		"rewrite.strip_prefix": "/x", "rewrite.add_prefix": "/x", "rewrite.set_host": "target", "rewrite.path": "/x", "tls.mode": "passthrough",
+		"rewrite.strip_prefix": "/x", "rewrite.add_prefix": "/x", "rewrite.set_host": "target", "rewrite.path": "/x",
 		"request_headers.set": "{X: y}", "request_headers.add": "{X: y}", "request_headers.remove": "[X]",
 		"response_headers.set": "{X: y}", "response_headers.add": "{X: y}", "response_headers.remove": "[X]",
 	} {
@@ -172,7 +175,7 @@ func actionEffects(out map[string][2]string) {
 		out["routes.action.health_check."+key] = [2]string{one(port80, toA+", "+with, ""), one(port80, toA+", health_check: {http: /x}", "")}
 	}
 	out["routes.action.health_check.tcp"] = [2]string{one(port80, toA+", health_check: {tcp: true}", ""), one(port80, toA, "")}
-	for key, value := range map[string]string{"host": "b", "port": "2", "weight": "2", "max_connections": "2"} {
+	for key, value := range map[string]string{"host": "b", "port": "2", "weight": "2", "max_connections": "2", "tls": "true"} {
 		object := map[string]string{"host": "a", "port": "1"}
 		object[key] = value
 		text := fmt.Sprint(object)
@@ -222,7 +225,7 @@ func TestEveryKeyHasAnEffect(t *testing.T) {
 		}
 		return p
 	}
-	known := effects()
+	known := effects(makeTwins(t))
 	all := leaves(reflect.TypeFor[form.File](), "", nil)
 	for _, key := range all {
 		text, ok := known[key]
@@ -297,8 +300,8 @@ func TestWhatIsNotInThisVersionIsRefused(t *testing.T) {
 			switch {
 			case owner == "Target":
 				text = key
-			case name == "protocols":
-				text = "protocols: [" + value + "]"
+			case name == "protocols" || name == "alpn":
+				text = name + ": [" + value + "]"
 			case isValue:
 				text = name + ": " + value
 			}

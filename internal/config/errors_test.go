@@ -126,7 +126,6 @@ func TestOneMistakeAtATime(t *testing.T) {
 		strings.Replace(head, "[\"a:1\"]", "[\"a:1\"], request_headers: {set: {X: \"{clientip}\"}}", 1): "there is no placeholder {clientip}; write {client_ip}",
 		strings.Replace(head, "[\"a:1\"]", "[\"a:1\"], request_headers: {set: {Connection: x}}", 1):     "Connection belongs to the connection",
 		strings.Replace(head, "[\"a:1\"]", "[\"a:1\"], retries: {budget: 20}", 1):                       `"20" is no share; write a share from 0% to 100%, such as 20%`,
-		strings.Replace(head, "[\"a:1\"]", "[\"a:1\"], tls: {mode: terminate}", 1):                      "terminate is not in this version; write passthrough",
 		strings.Replace(head, "[\"a:1\"]", "[\"a:1\"], type: files", 1):                                 "type files does not agree with targets",
 		strings.Replace(head, "[80]", "[80], domains: [\"*\"]", 1):                                      "a route without domains matches any name",
 		strings.Replace(head, "[80]", "[80], domains: [a.*.b]", 1):                                      "has its * at a place that means nothing",

@@ -21,6 +21,7 @@ func Expand(p *plan.Plan) []byte {
 	pair(n, "ports", value(reflect.ValueOf(p.Ports)))
 	pair(n, "routes", value(reflect.ValueOf(p.Routes)))
 	pair(n, "upstreams", value(reflect.ValueOf(p.Upstreams)))
+	pair(n, "certificates", value(reflect.ValueOf(p.Certificates)))
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)

@@ -118,7 +118,7 @@ func (b *builder) upstreamItem(key *yaml.Node) {
 	if a.Type != "" && a.Type != "forward" {
 		b.fault([]string{"action", "type"}, "leave it out", "an upstream is only targets and how they are used")
 	}
-	b.it.upstream = b.targets(&a, b.it.name, time.Duration(b.timeouts.Connect))
+	b.it.upstream = b.targets(&a, b.it.name, time.Duration(b.timeouts.Connect), false)
 	b.it.shared = b.use(&a)
 }
 

@@ -4,14 +4,13 @@ package config
 // hold them, and single values as KEY=VALUE. A version that enforces one of them takes the line out.
 var notYet = map[string][]string{
 	"File": {
-		"acme", "apps", "certificates", "dashboard", "default_certificate", "http3", "notify", "previews",
+		"acme", "apps", "dashboard", "http3", "notify", "previews",
 	},
 	"Engine":      {"labels", "ports", "domains", "import_traefik", "pull"},
-	"Timeouts":    {"tls_handshake"},
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},
-	"Action":      {"target_tls", "protocol=h2", "protocol=h2c"},
-	"Target":      {"https", "app"},
-	"TLS":         {"mode=terminate", "mode=reencrypt", "mode=terminate-and-reencrypt", "alpn", "certificate", "client_auth", "min_version"},
+	"Action":      {"protocol=h2", "protocol=h2c"},
+	"Target":      {"app"},
+	"TLS":         {"alpn=h2"},
 	"HealthCheck": {"grpc"},
 	"Security":    {"basic_auth", "forward_auth"},
 }

@@ -31,6 +31,8 @@ type Loader struct {
 	routes    map[string]*plan.Route
 	upstreams map[string]*plan.Upstream
 	ports     map[plan.Addr]*plan.Port
+	certs     map[wantKey]*plan.Certificate
+	named     map[plan.CertSource][]string // the names in files, as they were last read
 }
 
 // pieceKey is a piece of text and where it stands. The same text in another folder or section means something else.
@@ -38,7 +40,7 @@ type pieceKey struct{ dir, section, text string }
 
 // NewLoader returns a loader that remembers nothing yet.
 func NewLoader() *Loader {
-	return &Loader{Env: os.LookupEnv, types: strict.NewTypes(), pieces: map[pieceKey]*item{}}
+	return &Loader{Env: os.LookupEnv, types: strict.NewTypes(), pieces: map[pieceKey]*item{}, named: map[plan.CertSource][]string{}}
 }
 
 // sections are cut at their items.
@@ -145,6 +147,12 @@ func (l *load) remember(p *plan.Plan) {
 		l.breathe()
 		l.ports[port.Addr] = port
 	}
+	l.certs = make(map[wantKey]*plan.Certificate, len(p.Certificates))
+	for _, c := range p.Certificates {
+		l.breathe()
+		l.certs[certKey(c)] = c
+	}
+	maps.DeleteFunc(l.named, func(src plan.CertSource, _ []string) bool { return l.certs[wantKey{src, ""}] == nil })
 	if len(l.pieces) > 2*len(p.Routes)+len(p.Upstreams)+1000 {
 		maps.DeleteFunc(l.pieces, func(_ pieceKey, it *item) bool {
 			l.breathe()
@@ -292,7 +300,14 @@ func (l *load) noteOlder(p *strict.Piece, file string) {
 
 // resolve makes the paths of a file's keys absolute. It runs after each file, since each has its own folder.
 func (l *load) resolve(dir string) {
-	for _, p := range []*string{&l.file.StateDir, &l.file.Admin.Socket, &l.file.Admin.TokenFile, &l.file.Log.Access.File} {
+	paths := []*string{&l.file.StateDir, &l.file.Admin.Socket, &l.file.Admin.TokenFile, &l.file.Log.Access.File}
+	if c := l.file.DefaultCertificate; c != nil {
+		paths = append(paths, &c.CertFile, &c.KeyFile)
+	}
+	for i := range l.file.Certificates {
+		paths = append(paths, &l.file.Certificates[i].CertFile, &l.file.Certificates[i].KeyFile)
+	}
+	for _, p := range paths {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}

@@ -38,6 +38,8 @@ type item struct {
 	usesAt   spot
 	shared   *plan.Forward      // of a named upstream: what routes without their own take over
 	own      ownKeys            // of a route: what it has itself
+	certAt   spot               // of a route that ends TLS: its certificate, or the block that says none
+	certOpen bool               // it says none: one of `certificates` may be its own
 	vars     map[string]*string // what ${VAR} was
 	used     uint64             // the load that last used it
 }
@@ -140,7 +142,7 @@ func (b *builder) clocks(f *form.RouteTimeouts) plan.Timeouts {
 
 func globalClocks(f *form.Timeouts) plan.Timeouts {
 	return plan.Timeouts{
-		Connect: time.Duration(f.Connect), ClientHello: time.Duration(f.ClientHello), Sniff: time.Duration(f.Sniff),
+		Connect: time.Duration(f.Connect), ClientHello: time.Duration(f.ClientHello), TLSHandshake: time.Duration(f.TLSHandshake), Sniff: time.Duration(f.Sniff),
 		RequestHeader: time.Duration(f.RequestHeader), KeepAlive: time.Duration(f.KeepAlive),
 		ResponseHeader: time.Duration(f.ResponseHeader), BodyStall: time.Duration(f.BodyStall), Idle: time.Duration(f.Idle),
 	}

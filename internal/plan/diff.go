@@ -10,7 +10,7 @@ import (
 
 // A Change is one difference between two plans.
 type Change struct {
-	Kind   string `json:"kind"` // "port", "route", "settings", "upstream"
+	Kind   string `json:"kind"` // "certificate", "port", "route", "settings", "upstream"
 	Name   string `json:"name"`
 	Op     Op     `json:"op"`
 	Detail string `json:"detail,omitempty"` // for a change: the fields that differ, with both values where they are short
@@ -35,7 +35,7 @@ func (c Change) String() string {
 }
 
 // Diff lists what is different in to, sorted by kind and name. A nil plan is an empty one. Where things are written and
-// who uses a port make no difference.
+// who uses a port or a certificate make no difference.
 func Diff(from, to *Plan) []Change {
 	if from == nil {
 		from = &Plan{}
@@ -49,6 +49,7 @@ func Diff(from, to *Plan) []Change {
 	out = diffObjects(out, &breath, "port", from.Ports, to.Ports, func(p *Port) string { return p.Addr.String() })
 	out = diffObjects(out, &breath, "route", from.Routes, to.Routes, func(r *Route) string { return r.Name })
 	out = diffObjects(out, &breath, "upstream", from.Upstreams, to.Upstreams, func(u *Upstream) string { return u.Name })
+	out = diffObjects(out, &breath, "certificate", from.Certificates, to.Certificates, (*Certificate).Label)
 	a, b := reflect.ValueOf(from.Settings), reflect.ValueOf(to.Settings)
 	for i := range a.NumField() {
 		if d := differences(a.Field(i), b.Field(i), ""); len(d) > 0 {
@@ -110,7 +111,7 @@ func differences(a, b reflect.Value, path string) []string {
 	var out []string
 	for i := range a.NumField() {
 		f := a.Type().Field(i)
-		if !f.IsExported() || (a.Type() == reflect.TypeFor[Port]() && f.Name == "Users") {
+		if !f.IsExported() || (f.Name == "Users" && (a.Type() == reflect.TypeFor[Port]() || a.Type() == reflect.TypeFor[Certificate]())) {
 			continue
 		}
 		out = append(out, differences(a.Field(i), b.Field(i), path+"."+snake(f.Name))...)

@@ -67,6 +67,14 @@ type Certificate struct {
 	Users    []string // who wants it, sorted: "route api"; for people
 }
 
+// Label tells the certificate from all others of a plan: by its name and kind, or by its files.
+func (c *Certificate) Label() string {
+	if c.Source.Kind == CertFiles {
+		return c.Source.CertFile + " with " + c.Source.KeyFile
+	}
+	return c.Names[0] + " (" + string(c.Source.Kind) + ")"
+}
+
 // ACME says how certificates are ordered (RFC 8555).
 type ACME struct {
 	Issuers     []Issuer // tried in order; never empty

@@ -51,6 +51,10 @@ type File struct {
 	// The folder for what must survive a restart. It cannot change at reload. Default: $STATE_DIRECTORY, else the XDG
 	// state folder, else /var/lib/quaymaster.
 	StateDir string `yaml:"state_dir"`
+	// What clients are shown whose name is not known, `{cert_file, key_file}`. Without it they get an alert.
+	DefaultCertificate *KeyPair `yaml:"default_certificate"`
+	// Certificates in files, for every route whose domains they have and that says nothing about its certificate.
+	Certificates []Certificate `yaml:"certificates"`
 	// What happens when a port is busy. Each key may also stand in a port object.
 	PortPolicy PortPolicy `yaml:"port_policy"`
 	// Ports that are leased to apps, both ends included; the lowest free one first. Keep it below the ephemeral ports
@@ -114,6 +118,8 @@ type Timeouts struct {
 	Connect Duration `yaml:"connect"`
 	// For a complete PROXY header, TLS hello or first line.
 	ClientHello Duration `yaml:"client_hello"`
+	// For a TLS handshake, after its hello.
+	TLSHandshake Duration `yaml:"tls_handshake"`
 	// How long a client may say nothing on a port that also has a tcp route, before it is taken to that route.
 	Sniff Duration `yaml:"sniff"`
 	// For a complete request head.
@@ -131,7 +137,7 @@ type Timeouts struct {
 // Defaults of timeouts.
 func (t *Timeouts) Defaults() {
 	*t = Timeouts{
-		Connect: Duration(10 * time.Second), ClientHello: Duration(5 * time.Second), Sniff: Duration(500 * time.Millisecond),
+		Connect: Duration(10 * time.Second), ClientHello: Duration(5 * time.Second), TLSHandshake: Duration(10 * time.Second), Sniff: Duration(500 * time.Millisecond),
 		RequestHeader: Duration(30 * time.Second), KeepAlive: Duration(75 * time.Second),
 		BodyStall: Duration(60 * time.Second), Idle: Duration(300 * time.Second),
 	}

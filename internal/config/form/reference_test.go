@@ -146,7 +146,7 @@ func kind(f reflect.StructField) string {
 		reflect.TypeFor[Site](): "site", reflect.TypeFor[Want](): "text or `{regex}`", reflect.TypeFor[HeaderValue](): "text",
 		reflect.TypeFor[Token](): "field name", reflect.TypeFor[PlainPath](): "path", reflect.TypeFor[RetryCause](): "`connect` or status",
 		reflect.TypeFor[TargetPort](): "number or `preserve`", reflect.TypeFor[StatusRange](): "status or range", reflect.TypeFor[PortNumber](): "port",
-		reflect.TypeFor[AllowName](): "name", reflect.TypeFor[HostPort](): "HOST:PORT", reflect.TypeFor[ListenAddress](): "HOST:PORT",
+		reflect.TypeFor[AllowName](): "name", reflect.TypeFor[CertName](): "name", reflect.TypeFor[CertificateChoice](): "`auto`, `internal` or map", reflect.TypeFor[HostPort](): "HOST:PORT", reflect.TypeFor[ListenAddress](): "HOST:PORT",
 		reflect.TypeFor[HostName](): "host", reflect.TypeFor[PathPattern](): "path", reflect.TypeFor[RateKey](): "key",
 		reflect.TypeFor[PortRange](): "port or range", reflect.TypeFor[EngineSocket](): "path or unix:// URL",
 		reflect.TypeFor[RedirectTo](): "`https` or URL", reflect.TypeFor[FileName](): "file name", reflect.TypeFor[Network](): "CIDR",

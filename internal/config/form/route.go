@@ -64,12 +64,14 @@ type PortObject struct {
 type Action struct {
 	// The type in words: it may be written, and must then agree.
 	Type string `yaml:"type" oneof:"forward,redirect,respond,files,block"`
-	// Where connections and requests go: HOST:PORT, `unix:PATH`, or an object.
+	// Where connections and requests go: HOST:PORT, `https://HOST:PORT` (by TLS), `unix:PATH`, or an object.
 	Targets []Target `yaml:"targets"`
 	// The name of shared targets.
 	Upstream Name `yaml:"upstream"`
 	// What is done with TLS.
 	TLS *TLS `yaml:"tls"`
+	// How targets with TLS are reached: those written `https://`, and all of a route with `tls: {mode: reencrypt}`.
+	TargetTLS *TargetTLS `yaml:"target_tls"`
 	// What is spoken to the target. Both are HTTP/1.1 in this version.
 	Protocol string `yaml:"protocol" oneof:"auto,http1"`
 	// How a target is picked.
@@ -99,12 +101,6 @@ type Action struct {
 	Files *Files `yaml:"files"`
 	// Refuse: HTTP with a status, TLS with an alert, anything else by closing.
 	Block *Block `yaml:"block"`
-}
-
-// TLS is what is done with TLS.
-type TLS struct {
-	// `passthrough` relays it to the target unopened.
-	Mode string `yaml:"mode" oneof:"passthrough"`
 }
 
 // LoadBalance is how a target is picked.

@@ -74,7 +74,7 @@ func Schema() []byte {
 	s := r.Reflect(&File{})
 	s.ID, s.Title = "", "Quaymaster configuration"
 	r.ExpandedStruct = false
-	for _, v := range []any{PortObject{}, TargetObject{}, WantObject{}, Action{}} {
+	for _, v := range []any{PortObject{}, TargetObject{}, WantObject{}, Action{}, KeyPair{}} {
 		for name, def := range r.Reflect(v).Definitions {
 			s.Definitions[name] = def
 		}
@@ -148,6 +148,8 @@ var long = map[reflect.Type][]reflect.Type{
 	reflect.TypeFor[Target](): {reflect.TypeFor[TargetObject]()},
 	reflect.TypeFor[Want]():   {reflect.TypeFor[WantObject]()},
 	reflect.TypeFor[Site]():   {reflect.TypeFor[Action]()},
+
+	reflect.TypeFor[CertificateChoice](): {reflect.TypeFor[KeyPair]()},
 }
 
 // shape is the schema of what is no struct with keys.

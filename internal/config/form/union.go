@@ -12,7 +12,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/config/strict"
 )
 
-// Target is one place to open connections to: `HOST:PORT`, `unix:PATH`, or an object.
+// Target is one place to open connections to: `HOST:PORT`, `https://HOST:PORT`, `unix:PATH`, or an object.
 type Target struct {
 	TargetObject
 	Text string // as written: the metric label
@@ -29,6 +29,8 @@ type TargetObject struct {
 	Weight int `yaml:"weight" range:"1..10000"`
 	// Connections at once. 0 is no limit.
 	MaxConnections int `yaml:"max_connections" range:"0..1000000"`
+	// Reach it by TLS, as `https://` does.
+	TLS bool `yaml:"tls"`
 }
 
 // TargetPort is a number or `preserve`.
@@ -71,6 +73,9 @@ func (t *Target) ReadNode(r *strict.Reader, n *yaml.Node) {
 	if !t.Port.Preserve {
 		t.Text = net.JoinHostPort(string(t.Host), strconv.Itoa(int(t.Port.Number)))
 	}
+	if t.TLS {
+		t.Text = "https://" + t.Text
+	}
 }
 
 // ReadText reads the short form. later knows which schemes are not in this version.
@@ -82,8 +87,16 @@ func (t *Target) ReadText(s string, later func(owner, key string) bool) error {
 		return strict.Faultf("write HOST:PORT", "%s: targets are not in this version", scheme)
 	case has && strings.HasPrefix(rest, "//") && scheme == "http":
 		return strict.Faultf("write "+strings.TrimSuffix(rest[2:], "/"), "%q: a target is written without http://", short(s))
+	case has && strings.HasPrefix(rest, "//") && scheme == "https":
+		if s, t.TLS = rest[2:], true; strings.ContainsAny(s, "/?#@") {
+			return strict.Faultf("write https://HOST:PORT; paths are for rewrite", "%q is more than a host and a port", short(t.Text))
+		}
+		var bare HostName
+		if err := bare.ReadText(s); err == nil {
+			s = net.JoinHostPort(string(bare), "443")
+		}
 	case has && strings.HasPrefix(rest, "//"):
-		return strict.Faultf("write HOST:PORT", "%q: there is no scheme %s", short(s), scheme)
+		return strict.Faultf("write HOST:PORT or https://HOST:PORT", "%q: there is no scheme %s", short(s), scheme)
 	case has && scheme == "unix":
 		t.Unix = rest
 		return SocketPath(rest)
