@@ -149,7 +149,7 @@ func TestSealedWriteThatStallsEndsTheConnection(t *testing.T) {
 
 // Closing must not wait for a peer that takes nothing: crypto/tls alone would, for five seconds.
 func TestClosingWaitsForNobody(t *testing.T) {
-	here, k, under, there := sealed(t, tls.VersionTLS13)
+	here, k, under, _ := sealed(t, tls.VersionTLS13)
 	_ = under.SetWriteBuffer(8 << 10)
 	full := make([]byte, 1<<20)
 	_ = here.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
