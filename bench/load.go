@@ -42,12 +42,20 @@ func runLoad(args []string) {
 		l = sniSmall(addr, time.Duration(n)*time.Second)
 	case "sni-bulk":
 		l = sniBulk(addr, n)
+	case "tls-new":
+		l = tlsNew(addr, time.Duration(n)*time.Second, false)
+	case "tls-resumed":
+		l = tlsNew(addr, time.Duration(n)*time.Second, true)
+	case "tls-large":
+		l = large(dialTLS(addr), n)
+	case "tls-idle":
+		l = idle(dialTLS(addr), n)
 	case "idle":
-		l = idle(addr, n)
+		l = idle(dialTCP(addr), n)
 	case "burst":
 		l = burst(addr, n)
 	case "large":
-		l = large(addr, n)
+		l = large(dialTCP(addr), n)
 	case "poll":
 		l = poll(addr, time.Duration(n)*time.Second)
 	default:
@@ -186,6 +194,51 @@ func sniBulk(addr string, transfers int) loaded {
 	return l
 }
 
+// dialer opens a connection to the proxy.
+type dialer func() (net.Conn, error)
+
+func dialTCP(addr string) dialer { return func() (net.Conn, error) { return net.Dial("tcp", addr) } }
+
+func dialTLS(addr string) dialer {
+	return func() (net.Conn, error) { return tls.Dial("tcp", addr, clientTLS()) }
+}
+
+// clientTLS is a client without a session. X25519 alone, since not every peer's library has the hybrid that costs more.
+func clientTLS() *tls.Config {
+	return &tls.Config{
+		ServerName: "bench.test", InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
+		CurvePreferences: []tls.CurveID{tls.X25519},
+	}
+}
+
+// tlsNew makes a connection per request. With resume each client goes on with the session of its first.
+func tlsNew(addr string, length time.Duration, resume bool) loaded {
+	end := time.Now().Add(length)
+	var next atomic.Int64
+	caches := make([]tls.ClientSessionCache, 16)
+	for i := range caches {
+		caches[i] = tls.NewLRUClientSessionCache(4)
+	}
+	return many(len(caches), func(seen func(time.Duration, bool)) bool {
+		cfg := clientTLS()
+		if resume {
+			cfg.ClientSessionCache = caches[int(next.Add(1))%len(caches)]
+		}
+		begin := time.Now()
+		raw, err := net.Dial("tcp", addr)
+		if err != nil {
+			seen(0, false)
+			return time.Now().Before(end)
+		}
+		c := tls.Client(raw, cfg)
+		ok := once(c) && c.ConnectionState().NegotiatedProtocol == ""
+		_ = raw.(*net.TCPConn).SetLinger(0) // no TIME_WAIT: ports would run out
+		_ = raw.Close()
+		seen(time.Since(begin), ok)
+		return time.Now().Before(end)
+	})
+}
+
 // discard reads until the end in large pieces.
 func discard(c net.Conn) (n int64) {
 	buf := make([]byte, 1<<20)
@@ -199,11 +252,11 @@ func discard(c net.Conn) (n int64) {
 }
 
 // large fetches the 64 MiB body over keep-alive connections, and counts every byte.
-func large(addr string, transfers int) loaded {
+func large(dial dialer, transfers int) loaded {
 	var left, sum atomic.Int64
 	left.Store(int64(transfers))
 	l := many(4, func(seen func(time.Duration, bool)) bool {
-		c, err := net.Dial("tcp", addr)
+		c, err := dial()
 		if err != nil {
 			seen(0, false)
 			return false
@@ -255,11 +308,11 @@ func fetchLarge(c net.Conn, buf []byte) (body int64, err error) {
 const small = "GET / HTTP/1.1\r\nHost: bench.test\r\n\r\n"
 
 // idle opens n connections, each with one request behind it, says so, and holds them until its input ends.
-func idle(addr string, n int) loaded {
+func idle(dial dialer, n int) loaded {
 	var l loaded
 	conns := make([]net.Conn, 0, n)
 	for range n {
-		c, err := net.Dial("tcp", addr)
+		c, err := dial()
 		if err != nil {
 			l.Failed++
 			continue

@@ -147,7 +147,7 @@ func (b *bench) measure(ctx context.Context, w workload, p program) result {
 }
 
 func (b *bench) once(ctx context.Context, w workload, p program) result {
-	for _, port := range []int{proxyPort, sniPort} {
+	for _, port := range []int{proxyPort, sniPort, tlsPort} {
 		if c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(port)); err == nil {
 			_ = c.Close()
 			return result{err: fmt.Sprintf("port %d is held by somebody else; end that first", port)}

@@ -70,7 +70,7 @@ func (p program) listens() int {
 // setting is what the configurations are filled in with.
 type setting struct {
 	Dir              string
-	HTTP, SNI        int
+	HTTP, SNI, TLS   int
 	Target, Raw      int
 	Tuned            bool
 	Hosts            []string
@@ -86,11 +86,14 @@ func (b *bench) startProxy(_ context.Context, w workload, p program) (*process, 
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	s := setting{Dir: dir, HTTP: proxyPort, SNI: sniPort, Target: targetHTTP, Raw: targetRaw, Tuned: p.tuned}
+	s := setting{Dir: dir, HTTP: proxyPort, SNI: sniPort, TLS: tlsPort, Target: targetHTTP, Raw: targetRaw, Tuned: p.tuned}
 	for i := range w.routes {
 		s.Hosts = append(s.Hosts, fmt.Sprintf("h%d.bench.test", i))
 	}
 	b.current = p
+	if err := writePair(dir); err != nil {
+		return nil, err
+	}
 	files, err := peers.ReadDir("peers/" + p.family)
 	if err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ import (
 const (
 	proxyPort  = 18080
 	sniPort    = 18443
+	tlsPort    = 18444
 	targetHTTP = 18090
 	targetRaw  = 18091
 	proxyCore  = "0"

@@ -53,10 +53,15 @@ func workloads() []workload {
 		{name: "new connections", about: "16 clients, a connection per request", who: http, run: wrk("/", 16, "Connection: close")},
 		{name: "100 KiB body", about: "16 keep-alive connections", who: http, run: wrk("/100k", 16)},
 		{name: "64 MiB body", about: "4 connections, 64 bodies; CPU per GB", who: http, run: load("large", proxyPort, 64, true)},
-		{name: "SNI new connections", about: "16 clients, ClientHello, 100 bytes back", who: sni, run: timed("sni-new")},
-		{name: "SNI small requests", about: "64 tunnels, 64 bytes forth and back", who: sni, run: timed("sni-small")},
+		{name: "SNI new connections", about: "16 clients, ClientHello, 100 bytes back", who: sni, run: timed("sni-new", sniPort)},
+		{name: "SNI small requests", about: "64 tunnels, 64 bytes forth and back", who: sni, run: timed("sni-small", sniPort)},
 		{name: "SNI bulk", about: "2 at a time, 24 x 256 MiB; CPU per GB", who: sni, run: load("sni-bulk", sniPort, 24, true)},
-		{name: "idle connections", about: "3,000 after one request each; bytes each", who: http, single: true, run: idleMemory(3000)},
+		{name: "TLS keep-alive small", about: "64 keep-alive connections, 63-byte body", who: http, run: wrkTLS("/", 64)},
+		{name: "TLS full handshakes", about: "16 clients, TLS 1.3, ECDSA P-256, X25519, a request each", who: http, run: timed("tls-new", tlsPort)},
+		{name: "TLS resumed handshakes", about: "the same with the session of the first", who: http, run: timed("tls-resumed", tlsPort)},
+		{name: "TLS 64 MiB body", about: "4 connections, 32 bodies; CPU per GB", who: http, run: load("tls-large", tlsPort, 32, true)},
+		{name: "TLS idle connections", about: "3,000 after one request each; bytes each", who: http, single: true, run: idleMemory("tls-idle", tlsPort, 3000)},
+		{name: "idle connections", about: "3,000 after one request each; bytes each", who: http, single: true, run: idleMemory("idle", proxyPort, 3000)},
 		{name: "10,000 hosts", about: "64 keep-alive connections, another host each time", who: http, routes: 10000, run: wrkHosts(64)},
 		{name: "10,000 hosts, reload", about: "slowest answer while the configuration is reloaded", who: []string{"quaymaster", "haproxy", "nginx"}, routes: 10000, run: reloadStall},
 		{name: "8,000 at once", about: "connections opened at the same moment, one request each", who: http, single: true, run: burstMemory(8000)},
@@ -99,8 +104,24 @@ func wrk(path string, conns int, headers ...string) func(context.Context, *bench
 			args = append(args, "-H", h)
 		}
 		closes := len(headers) == 1 && headers[0] == "Connection: close"
-		return b.wrk(ctx, p, path, conns, closes, args...)
+		return b.wrk(ctx, p, urlOf(proxyPort, path), conns, closes, args...)
 	}
+}
+
+// wrkTLS is wrk over TLS.
+func wrkTLS(path string, conns int) func(context.Context, *bench, *process) result {
+	return func(ctx context.Context, b *bench, p *process) result {
+		return b.wrk(ctx, p, urlOf(tlsPort, path), conns, false, "-H", "Host: bench.test")
+	}
+}
+
+// urlOf is where a program is asked.
+func urlOf(port int, path string) string {
+	scheme := "http"
+	if port == tlsPort {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s://127.0.0.1:%d%s", scheme, port, path)
 }
 
 // wrkHosts asks for another of the 10,000 hosts each time.
@@ -114,16 +135,16 @@ request = function() i = (i * 1103515245 + 12345) % 2147483648; return reqs[i % 
 		if err := os.WriteFile(script, []byte(text), 0o644); err != nil {
 			return result{err: err.Error()}
 		}
-		return b.wrk(ctx, p, "/", conns, false, "-s", script)
+		return b.wrk(ctx, p, urlOf(proxyPort, "/"), conns, false, "-s", script)
 	}
 }
 
 // wrk runs the load once to warm up and once for the figures. Where every connection ends after a request wrk counts
 // the ends as read errors, so those are not held against the proxy there.
-func (b *bench) wrk(ctx context.Context, p *process, path string, conns int, closes bool, args ...string) result {
+func (b *bench) wrk(ctx context.Context, p *process, url string, conns int, closes bool, args ...string) result {
 	run := func(seconds int) (string, error) {
 		full := append([]string{"-c", loadCore, "wrk", "-t1", "-c", strconv.Itoa(conns), "-d", strconv.Itoa(seconds) + "s", "--latency"}, args...)
-		full = append(full, fmt.Sprintf("http://127.0.0.1:%d%s", proxyPort, path))
+		full = append(full, url)
 		out, err := exec.CommandContext(ctx, "taskset", full...).CombinedOutput()
 		return string(out), err
 	}
@@ -156,9 +177,9 @@ func (b *bench) wrk(ctx context.Context, p *process, path string, conns int, clo
 }
 
 // timed runs one of our own loads for the length of a timed workload.
-func timed(kind string) func(context.Context, *bench, *process) result {
+func timed(kind string, port int) func(context.Context, *bench, *process) result {
 	return func(ctx context.Context, b *bench, p *process) result {
-		return load(kind, sniPort, b.o.seconds, false)(ctx, b, p)
+		return load(kind, port, b.o.seconds, false)(ctx, b, p)
 	}
 }
 
@@ -207,12 +228,12 @@ func (b *bench) load(ctx context.Context, kind string, port, n int) (loaded, err
 }
 
 // held starts a load that keeps its connections until its input is closed, and waits for its first report.
-func (b *bench) held(ctx context.Context, kind string, n int) (l loaded, over func(), err error) {
+func (b *bench) held(ctx context.Context, kind string, port, n int) (l loaded, over func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return l, nil, err
 	}
-	cmd := exec.CommandContext(ctx, "taskset", "-c", loadCore, self, "load", kind, strconv.Itoa(proxyPort), strconv.Itoa(n))
+	cmd := exec.CommandContext(ctx, "taskset", "-c", loadCore, self, "load", kind, strconv.Itoa(port), strconv.Itoa(n))
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return l, nil, err
@@ -237,14 +258,14 @@ func (b *bench) held(ctx context.Context, kind string, n int) (l loaded, over fu
 }
 
 // idleMemory is what a connection costs that has asked once and now waits. The proxy gets a while to tidy up.
-func idleMemory(n int) func(context.Context, *bench, *process) result {
+func idleMemory(kind string, port, n int) func(context.Context, *bench, *process) result {
 	return func(ctx context.Context, b *bench, p *process) result {
-		if r := b.wrk(ctx, p, "/", 64, false, "-H", "Host: bench.test"); r.err != "" {
+		if r := b.wrk(ctx, p, urlOf(port, "/"), 64, false, "-H", "Host: bench.test"); r.err != "" {
 			return r
 		}
 		settle(ctx)
 		before := p.rss()
-		l, over, err := b.held(ctx, "idle", n)
+		l, over, err := b.held(ctx, kind, port, n)
 		if err != nil {
 			return result{err: err.Error()}
 		}
@@ -271,7 +292,7 @@ func settle(ctx context.Context) {
 func burstMemory(n int) func(context.Context, *bench, *process) result {
 	return func(ctx context.Context, b *bench, p *process) result {
 		before := p.cpu()
-		l, over, err := b.held(ctx, "burst", n)
+		l, over, err := b.held(ctx, "burst", proxyPort, n)
 		if err != nil {
 			return result{err: err.Error()}
 		}
