@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/ports/evict":   {"plan", "ports/listen", "ports/holder"},
 	"internal/ports/leases":  {"plan", "ports/holder"},
 	"internal/certs":         {"plan", "state", "certs/ca", "certs/acme"},
-	"internal/certs/ca":      {"state"},
+	"internal/certs/ca":      {},
 	"internal/apps":          {"plan", "state", "logs", "apps/run"},
 	"internal/apps/run":      {"plan"},
 	"internal/apps/process":  {"plan", "logs", "apps/run", "apps/launch", "ports/holder"},

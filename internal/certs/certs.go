@@ -11,10 +11,14 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/quaymaster/quaymaster/internal/certs/acme"
+	"github.com/quaymaster/quaymaster/internal/certs/ca"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/state"
 )
@@ -31,66 +35,141 @@ type Options struct {
 	Events func(kind, object, message string)
 	// Listening reports whether that port is accepted on. nil: it is.
 	Listening func(plan.Addr) bool
+	// OCSP fetches what responders say; nil: a client of our own.
+	OCSP *http.Client
+	Now  func() time.Time // nil: time.Now
 }
 
 // Certs follows the certificates of the plan.
 type Certs struct {
-	o Options
-}
+	o       Options
+	auto    *acme.Issuer
+	ca      *ca.CA
+	staples staples
+	now     atomic.Pointer[index] // never nil
+	wake    chan struct{}         // holds one: there is something to do at once
 
-// Status is one certificate and how it stands.
-type Status struct {
-	Name      string
-	Source    plan.CertKind
-	State     string // valid, pending, ordering, failing, expired or missing
-	NotBefore time.Time
-	NotAfter  time.Time
+	mu sync.Mutex // held by whoever loads files: Prepare, Run or Renew
 }
 
 // New returns Certs without any certificate.
-func New(o Options) *Certs { return &Certs{o: o} }
+func New(o Options) *Certs {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Events == nil {
+		o.Events = func(string, string, string) {}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	c := &Certs{o: o, wake: make(chan struct{}, 1)}
+	c.auto = acme.New(acme.Options{Log: o.Log, Registry: o.Registry, State: o.State, Events: o.Events, Listening: o.Listening})
+	c.ca = ca.New(ca.Options{Store: o.State, Log: o.Log, Now: o.Now})
+	c.staples = staples{c: c, wake: make(chan struct{}, 1), client: o.OCSP}
+	c.now.Store(&index{anon: newCrowd()})
+	if o.Registry != nil {
+		o.Registry.MustRegister(collector{c})
+	}
+	return c
+}
 
-// Prepare has everything at hand that the plan wants and that is on this machine. It contacts nobody.
-func (c *Certs) Prepare(context.Context, *plan.Plan) (plan.Step, error) { return &step{}, nil }
+// step is a prepared index, and the files that were read anew for it.
+type step struct {
+	c     *Certs
+	next  *index
+	fresh map[*file]*loaded
+	wrong map[*file]error // files that serve, and whose new content cannot be used
+	acme  []*plan.Certificate
+	set   *plan.ACME
+}
 
-type step struct{}
+// Prepare has everything at hand that the plan wants and that is on this machine. It contacts nobody and writes nothing.
+// Files that cannot be used are an error, unless the certificate they held before still serves.
+func (c *Certs) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
+	s := &step{c: c, fresh: map[*file]*loaded{}, wrong: map[*file]error{}, set: p.Settings.ACME}
+	if err := s.index(ctx, p); err != nil {
+		return nil, err
+	}
+	if len(s.next.local) > 0 || len(s.next.wild) > 0 || s.next.strangers() {
+		if err := c.ca.Open(); err != nil {
+			c.o.Log.Error("local CA", "err", err) // status says so, too; everything else is served
+		}
+	}
+	if err := c.auto.Load(s.set, s.acme); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
 
-func (*step) Commit() {}
-func (*step) Retire() {}
-func (*step) Abort()  {}
+// Commit shows the new index.
+func (s *step) Commit() {
+	for f, l := range s.fresh {
+		s.c.replaced(f, l)
+		f.fault.Store(nil)
+	}
+	for f, err := range s.wrong {
+		s.c.spoilt(f, err)
+	}
+	s.c.now.Store(s.next)
+	s.c.auto.Follow(s.set, s.acme)
+	s.c.stir()
+	s.c.staples.stir()
+}
+
+// Retire has nothing to let go of: what no index names is garbage.
+func (s *step) Retire() {}
+
+// Abort forgets what was read.
+func (s *step) Abort() {}
+
+// stir makes Run look at once.
+func (c *Certs) stir() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tick is how often files are compared, and what is due is looked for.
+const tick = 2 * time.Second
 
 // Run renews, orders, and watches files, until ctx ends.
 func (c *Certs) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	var others sync.WaitGroup
+	defer others.Wait()
+	others.Go(func() {
+		if err := c.auto.Run(ctx); err != nil && ctx.Err() == nil {
+			c.o.Log.Error("certificates are not ordered any more; restart quaymaster", "err", err)
+		}
+	})
+	others.Go(func() { c.staples.run(ctx) })
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.wake:
+		case <-pause.C:
+		}
+		start := time.Now()
+		c.tend(ctx)
+		c.watch(ctx)
+		pause.Reset(max(tick, 100*time.Since(start))) // a hundredth of a processor at most, however many files there are
+	}
 }
-
-// Get is the certificate for a connection that begins with hello, of a policy whose certificate is src; ErrNone when
-// there is none.
-func (c *Certs) Get(context.Context, *tls.ClientHelloInfo, plan.CertSource) (*tls.Certificate, error) {
-	return nil, ErrNone
-}
-
-// Default is the certificate for a name that nothing is known of; nil when there is none.
-func (c *Certs) Default(*tls.ClientHelloInfo) *tls.Certificate { return nil }
 
 // IsToken reports whether a request is a CA's, for a token of ours.
-func (c *Certs) IsToken(_, _ []byte) bool { return false }
+func (c *Certs) IsToken(host, path []byte) bool { return c.auto.IsToken(host, path) }
 
 // IsOrder reports whether a tls-alpn-01 challenge for that name is under way.
-func (c *Certs) IsOrder(string) bool { return false }
+func (c *Certs) IsOrder(name string) bool { return c.auto.IsOrder(name) }
 
 // Handler answers a CA's requests for tokens.
-func (c *Certs) Handler() http.Handler { return http.NotFoundHandler() }
+func (c *Certs) Handler() http.Handler { return c.auto.Handler() }
 
 // Challenge is the certificate that answers a tls-alpn-01 challenge.
-func (c *Certs) Challenge(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, ErrNone }
-
-// Status lists every certificate, sorted by name.
-func (c *Certs) Status() []Status { return nil }
-
-// Renew makes or orders the certificate of that name anew.
-func (c *Certs) Renew(string) error { return ErrNone }
-
-// Root is the root of the local CA, PEM.
-func (c *Certs) Root() ([]byte, error) { return nil, ErrNone }
+func (c *Certs) Challenge(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return c.auto.Challenge(hello)
+}
