@@ -22,22 +22,23 @@ import (
 
 // Options are what the API shows and whom it lets in. A nil func or interface answers 501 where it is asked.
 type Options struct {
-	Status      func() Status
-	Ready       func() bool // false while starting and draining
-	Control     Control
-	Editor      Editor
-	Configs     Configs
-	Ports       Ports
-	Leases      Leases
-	Upstreams   func() []Upstream
-	Connections func() []Connection
-	Explain     func(ctx context.Context, q Question) (*Explanation, error)
-	Events      *logs.Ring[Event]
-	Stop        func() // begins the drain and returns
-	Upgrade     func(ctx context.Context, o UpgradeOptions) (*Upgraded, error)
-	Metrics     http.Handler       // nil: metrics are disabled
-	Admin       plan.AdminSettings // who may come over TCP, and which group over the socket
-	Log         *slog.Logger
+	Status       func() Status
+	Ready        func() bool // false while starting and draining
+	Control      Control
+	Editor       Editor
+	Configs      Configs
+	Ports        Ports
+	Leases       Leases
+	Certificates Certificates
+	Upstreams    func() []Upstream
+	Connections  func() []Connection
+	Explain      func(ctx context.Context, q Question) (*Explanation, error)
+	Events       *logs.Ring[Event]
+	Stop         func() // begins the drain and returns
+	Upgrade      func(ctx context.Context, o UpgradeOptions) (*Upgraded, error)
+	Metrics      http.Handler       // nil: metrics are disabled
+	Admin        plan.AdminSettings // who may come over TCP, and which group over the socket
+	Log          *slog.Logger
 }
 
 // API answers requests. Use Handler to embed it, or Serve to run it on a listener.
@@ -110,6 +111,9 @@ func endpoints() []endpoint {
 		{"POST", "/v1/stop", write, false, (*API).stop, "Drain and end", nil, Stopping{}},
 		{"POST", "/v1/upgrade", write, false, (*API).upgrade, "Replace the daemon by a new process", nil, Upgraded{}},
 		{"GET", "/v1/graph", read, false, (*API).graph, "What hangs on what, from port to target", nil, Graph{}},
+		{"GET", "/v1/certificates", read, false, (*API).certificates, "Every certificate that is wanted", nil, []Certificate{}},
+		{"POST", "/v1/certificates/{name}/renew", write, false, (*API).renew, "Make or order a certificate anew", nil, Certificate{}},
+		{"GET", "/v1/ca", read, false, (*API).authority, "The root of the local CA", nil, Authority{}},
 		{"GET", "/v1/connections", read, false, (*API).connections, "Every client connection", nil, []Connection{}},
 		{"GET", "/v1/events", read, false, (*API).events, "What happens, as server-sent events", []string{"last"}, Event{}},
 		{"GET", "/v1/explain", read, false, (*API).explain, "What would happen to a request, and why", []string{"url", "method", "client", "header"}, Explanation{}},
@@ -122,11 +126,15 @@ func endpoints() []endpoint {
 
 // match reports whether path is the endpoint's, and the value of its {x}.
 func (e *endpoint) match(path string) (arg string, ok bool) {
-	i := strings.IndexByte(e.path, '{')
-	if i < 0 {
+	before, rest, some := strings.Cut(e.path, "{")
+	if !some {
 		return "", e.path == path
 	}
-	arg, ok = strings.CutPrefix(path, e.path[:i])
+	_, after, _ := strings.Cut(rest, "}")
+	arg, ok = strings.CutPrefix(path, before)
+	if ok {
+		arg, ok = strings.CutSuffix(arg, after)
+	}
 	return arg, ok && arg != "" && !strings.Contains(arg, "/")
 }
 

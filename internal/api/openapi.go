@@ -67,7 +67,8 @@ func (d *document) operation(e *endpoint) (operation, error) {
 	op := operation{Summary: e.about, Access: [...]string{"open", "read", "write"}[e.access]}
 	text := map[string]string{"type": "string"}
 	if _, rest, ok := strings.Cut(e.path, "{"); ok {
-		op.Parameters = append(op.Parameters, parameter{strings.TrimSuffix(rest, "}"), "path", true, text})
+		name, _, _ := strings.Cut(rest, "}")
+		op.Parameters = append(op.Parameters, parameter{name, "path", true, text})
 	}
 	for _, name := range e.asks {
 		op.Parameters = append(op.Parameters, parameter{name, "query", false, text})
