@@ -210,7 +210,7 @@ func (q *qm) launch(env, line []string) {
 	q.cmd = exec.Command(line[0], line[1:]...)
 	q.cmd.Stdout, q.cmd.Stderr = q.out, q.log
 	q.cmd.Env = append(os.Environ(), env...)
-	q.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	q.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := q.cmd.Start(); err != nil {
 		q.t.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func (q *qm) launch(env, line []string) {
 	}(q.cmd, q.done)
 	cmd, done := q.cmd, q.done
 	q.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // and what it has started
 		<-done
 		if q.t.Failed() {
 			q.t.Logf("log of pid %d:\n%s", cmd.Process.Pid, tail(q.log.String(), 60))
@@ -395,8 +395,14 @@ func (q *qm) fds() int {
 // inode is the inode of the socket listening on port in the daemon's network namespace; 0 if nobody listens.
 func inode(t testing.TB, port int) uint64 {
 	t.Helper()
-	for _, f := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		b, err := os.ReadFile(f)
+	return inodeIn(t, "/proc/net", port)
+}
+
+// inodeIn does the same for another network namespace: that of /proc/PID/net.
+func inodeIn(t testing.TB, folder string, port int) uint64 {
+	t.Helper()
+	for _, f := range []string{"tcp", "tcp6"} {
+		b, err := os.ReadFile(filepath.Join(folder, f))
 		if err != nil {
 			continue
 		}

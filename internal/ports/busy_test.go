@@ -149,7 +149,7 @@ func TestBindErrorKindsAreToldApart(t *testing.T) {
 		refuse(t, plan.TCPAddr(netip.MustParseAddr("192.0.2.7"), 8080), NoAddress, "this host has no address 192.0.2.7 (it has 127.0.0.1")
 	})
 	t.Run("our own", func(t *testing.T) {
-		refuse(t, loopback(adminPort), Own, "quaymaster itself holds", "for admin", "give the two different ports")
+		refuse(t, loopback(adminPort), Own, "quaymaster itself holds", "for admin; choose another port")
 		refuse(t, plan.Addr{Port: adminPort}, Own)
 	})
 	t.Run("permission", func(t *testing.T) {

@@ -108,7 +108,10 @@ func (e *BindError) Remedy() string {
 	case InUse:
 		return e.stopHolder() + ", or " + e.waitOr("choose another address")
 	case Own:
-		return "give the two different ports"
+		if e.owner == "metrics" { // the only one that a reload can move
+			return "choose another port, or move metrics away by a reload of its own first"
+		}
+		return "choose another port"
 	case NoAddress:
 		if e.final {
 			return "give the socket that name (FileDescriptorName= in its .socket unit), or write an address"

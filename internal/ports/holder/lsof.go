@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -36,10 +37,17 @@ func lsof(proto string, match func(netip.AddrPort) bool, why error) ([]Holder, e
 	if err != nil {
 		return nil, fmt.Errorf("%w; %w", why, err)
 	}
-	return parseLsof(proto, out, match), nil
+	found := parseLsof(proto, out, match)
+	if len(found) == 0 && os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%w; %w", why, errOwnOnly)
+	}
+	return found, nil
 }
 
-var errNoLsof = errors.New("lsof is not installed")
+var (
+	errNoLsof  = errors.New("lsof is not installed")
+	errOwnOnly = errors.New("lsof shows nobody, but to this user it shows only what is this user's")
+)
 
 // runLsof is its output. It exits 1 when it finds nothing, and when a part of what it looked at was closed to it.
 func runLsof(args []string) (string, error) {

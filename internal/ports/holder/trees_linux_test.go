@@ -115,6 +115,25 @@ func TestP05_RecordedPodmanOfRoot(t *testing.T) {
 	}
 }
 
+// Recorded on the real gvproxy 0.8.6: it holds ports for containers in a virtual machine, whose names the host's files do
+// not show. The engine is asked for that, and until it answers the way to them is said.
+func TestP05_RecordedGvproxy(t *testing.T) {
+	h := one(t, plant(t, "gvproxy"), 18088)
+	if h.Helper != "gvproxy" || h.Engine != "podman" || !h.Nameless() {
+		t.Errorf("%+v", h)
+	}
+	if want := `find its container with "podman ps" and stop that, as user 54321`; h.Stop() != want {
+		t.Errorf("%s, want %s", h.Stop(), want)
+	}
+	h.Publishes("container machine-db (podman)")
+	if want := `stop it as user 54321 with "podman stop machine-db"`; h.Nameless() || h.Stop() != want {
+		t.Errorf("%+v: %s, want %s", h, h.Stop(), want)
+	}
+	if want := "gvproxy (pid " + strconv.Itoa(h.Pid) + ", user 54321, podman container machine-db) for "; !strings.HasPrefix(h.String(), want) {
+		t.Errorf("%s, want %s", h.String(), want)
+	}
+}
+
 var dockerID = strings.Repeat("0123456789ab", 5) + "cdef"
 
 // Made after the files of docker 20.10: the proxy's arguments, and the engine's folder that says whose address that is.
