@@ -323,8 +323,13 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 [network]
+network_backend = "netavark"
 network_config_dir = "%[1]s/net"
 `
+
+// podmanNetwork has a bridge and addresses that belong to this process: other tests, and what a killed one left, have others.
+const podmanNetwork = `{"name": "take", "id": "%064x", "driver": "bridge", "network_interface": "qmtake%[1]d",
+"subnets": [{"subnet": "10.%[2]d.%[3]d.0/24", "gateway": "10.%[2]d.%[3]d.1"}], "ipam_options": {"driver": "host-local"}}`
 
 // echoProgram is all that the image holds.
 const echoProgram = `package main
@@ -369,7 +374,11 @@ func newPodman(t *testing.T) *podman {
 	for name, text := range map[string]string{
 		"containers.conf": fmt.Sprintf(podmanConf, dir), "main.go": echoProgram, "go.mod": "module echo\n",
 		"Containerfile": "FROM scratch\nCOPY echo /echo\nENTRYPOINT [\"/echo\"]\n",
+		"net/take.json": fmt.Sprintf(podmanNetwork, os.Getpid()%4096, 200+os.Getpid()%4096/256, os.Getpid()%256),
 	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -380,7 +389,6 @@ func newPodman(t *testing.T) *podman {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	p.run("build", "-q", "-t", "echo", dir)
-	p.run("network", "create", "--interface-name", "qmtake0", "--subnet", "10.89.119.0/24", "take") // other tests have others
 	t.Cleanup(func() {
 		p.run("rm", "-f", "-t", "0", "-a")
 		p.run("network", "rm", "-f", "take")
