@@ -21,22 +21,23 @@ const maxShown = 10_000
 // apiOptions wires the API's questions to those who know the answers.
 func (d *Daemon) apiOptions(metrics http.Handler) api.Options {
 	return api.Options{
-		Status:      d.status,
-		Ready:       func() bool { return d.phase.Load().name == "serving" },
-		Control:     (*changes)(d),
-		Editor:      (*changes)(d),
-		Configs:     (*changes)(d),
-		Ports:       (*portView)(d),
-		Leases:      (*leaseView)(d),
-		Upstreams:   d.upstreams,
-		Connections: d.connections,
-		Explain:     d.explain,
-		Events:      d.events,
-		Stop:        d.Stop,
-		Upgrade:     d.Upgrade,
-		Metrics:     metrics,
-		Admin:       d.admin,
-		Log:         d.log.With("component", "api"),
+		Status:       d.status,
+		Ready:        func() bool { return d.phase.Load().name == "serving" },
+		Control:      (*changes)(d),
+		Editor:       (*changes)(d),
+		Configs:      (*changes)(d),
+		Ports:        (*portView)(d),
+		Leases:       (*leaseView)(d),
+		Certificates: (*certView)(d),
+		Upstreams:    d.upstreams,
+		Connections:  d.connections,
+		Explain:      d.explain,
+		Events:       d.events,
+		Stop:         d.Stop,
+		Upgrade:      d.Upgrade,
+		Metrics:      metrics,
+		Admin:        d.admin,
+		Log:          d.log.With("component", "api"),
 	}
 }
 
@@ -89,6 +90,7 @@ func (d *Daemon) problems() []api.Trouble {
 		}
 	}
 	out = append(out, d.leaseTroubles()...)
+	out = append(out, d.certTroubles()...)
 	for _, u := range d.pools.Status() {
 		for _, t := range u.Targets {
 			var message string
