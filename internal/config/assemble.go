@@ -26,8 +26,9 @@ func (l *load) assemble() *plan.Plan {
 	l.shared(upstreams)
 	l.twins(routes)
 	l.settings(&p.Settings)
-	l.certificates(p, routes)
+	routes = append(routes, l.certificates(p, routes)...)
 	l.listen(p, routes)
+	l.strays(p)
 	if len(l.errs) > 0 {
 		return nil
 	}

@@ -54,17 +54,34 @@ func (l *load) files(s *plan.Settings, byKey map[wantKey]*wanted) []filed {
 		}
 		list = append(list, f)
 	}
-	if c := l.file.DefaultCertificate; c != nil && l.both("default_certificate", c.CertFile, c.KeyFile) {
-		src := plan.CertSource{Kind: plan.CertFiles, CertFile: c.CertFile, KeyFile: c.KeyFile}
-		s.DefaultCertificate = &src
-		w := byKey[wantKey{src, ""}]
-		if w == nil {
-			w = &wanted{path: "default_certificate", Certificate: plan.Certificate{Source: src}}
-			byKey[wantKey{src, ""}] = w
-		}
-		w.Users = append(w.Users, "default_certificate")
-	}
+	l.fallbackCert(s, byKey)
 	return list
+}
+
+// fallbackCert reads default_certificate.
+func (l *load) fallbackCert(s *plan.Settings, byKey map[wantKey]*wanted) {
+	const path = "default_certificate"
+	c := l.file.DefaultCertificate
+	switch {
+	case c == nil || c.Kind == "":
+		return
+	case c.Kind == "auto":
+		l.fault(path, "write internal, or {cert_file: PATH, key_file: PATH}", "no CA gives a certificate for a name that is not known")
+		return
+	case c.Kind == "internal":
+		s.DefaultCertificate = &plan.CertSource{Kind: plan.CertInternal}
+		return
+	case c.CertFile == "" || c.KeyFile == "":
+		return // found when it was read
+	}
+	src := plan.CertSource{Kind: plan.CertFiles, CertFile: c.CertFile, KeyFile: c.KeyFile}
+	s.DefaultCertificate = &src
+	w := byKey[wantKey{src, ""}]
+	if w == nil {
+		w = &wanted{path: path, Certificate: plan.Certificate{Source: src}}
+		byKey[wantKey{src, ""}] = w
+	}
+	w.Users = append(w.Users, path)
 }
 
 // both notes when one of two files is missing.
@@ -148,8 +165,8 @@ func covered(list []filed, byName map[string][]int, domains []string) (plan.Cert
 	return plan.CertSource{}, false
 }
 
-// certificates lists what clients are shown.
-func (l *load) certificates(p *plan.Plan, routes []*ref) {
+// certificates lists what clients are shown. It returns the routes that answer challenges of those that are ordered.
+func (l *load) certificates(p *plan.Plan, routes []*ref) []*ref {
 	byKey := map[wantKey]*wanted{}
 	l.adopt(l.files(&p.Settings, byKey), routes)
 	for _, r := range routes {
@@ -175,10 +192,21 @@ func (l *load) certificates(p *plan.Plan, routes []*ref) {
 			w.Users = append(w.Users, r.user)
 		}
 	}
+	list := make([]*wanted, 0, len(byKey))
 	for _, w := range byKey {
 		l.breathe()
+		w.Users = sorted(w.Users, strings.Compare)
+		list = append(list, w)
+	}
+	slices.SortFunc(list, func(a, b *wanted) int {
+		l.breathe()
+		return cmp.Or(cmp.Compare(a.Source.Kind, b.Source.Kind), cmp.Compare(a.Source.CertFile, b.Source.CertFile),
+			cmp.Compare(a.Source.KeyFile, b.Source.KeyFile), slices.Compare(a.Names, b.Names))
+	})
+	challenges := l.orders(p, list)
+	for _, w := range list {
+		l.breathe()
 		c := &w.Certificate
-		c.Users = sorted(c.Users, strings.Compare)
 		old := l.certs[certKey(c)]
 		if old == nil && c.Source.Kind == plan.CertFiles {
 			l.pair(w)
@@ -188,11 +216,7 @@ func (l *load) certificates(p *plan.Plan, routes []*ref) {
 		}
 		p.Certificates = append(p.Certificates, c)
 	}
-	slices.SortFunc(p.Certificates, func(a, b *plan.Certificate) int {
-		l.breathe()
-		return cmp.Or(cmp.Compare(a.Source.Kind, b.Source.Kind), cmp.Compare(a.Source.CertFile, b.Source.CertFile),
-			cmp.Compare(a.Source.KeyFile, b.Source.KeyFile), slices.Compare(a.Names, b.Names))
-	})
+	return challenges
 }
 
 // pair notes what is wrong with two files that no earlier plan had. What a running plan has may break and be mended: it

@@ -21,7 +21,7 @@ func leaves(t reflect.Type, path string, seen []reflect.Type) []string {
 	for short, long := range map[reflect.Type]reflect.Type{
 		reflect.TypeFor[form.Port](): reflect.TypeFor[form.PortObject](), reflect.TypeFor[form.Target](): reflect.TypeFor[form.TargetObject](),
 		reflect.TypeFor[form.Want](): reflect.TypeFor[form.WantObject](), reflect.TypeFor[form.Site](): reflect.TypeFor[form.Action](),
-		reflect.TypeFor[form.CertificateChoice](): reflect.TypeFor[form.KeyPair](),
+		reflect.TypeFor[form.CertificateChoice](): reflect.TypeFor[form.KeyPair](), reflect.TypeFor[form.ChallengePort](): reflect.TypeFor[form.ChallengePortObject](),
 	} {
 		if t == short {
 			t = long
@@ -105,6 +105,7 @@ func effects(dir string) map[string][2]string {
 		out["ssh_routes."+key] = [2]string{ssh, strings.Replace(ssh, was, strings.NewReplacer("2222", "2223", "h", "i", "23}", "24}").Replace(was), 1)}
 	}
 	tlsEffects(out, dir)
+	acmeEffects(out, dir)
 	routeEffects(out)
 	actionEffects(out)
 	return out

@@ -4,7 +4,7 @@ package config
 // hold them, and single values as KEY=VALUE. A version that enforces one of them takes the line out.
 var notYet = map[string][]string{
 	"File": {
-		"acme", "apps", "dashboard", "http3", "notify", "previews",
+		"apps", "dashboard", "http3", "notify", "previews",
 	},
 	"Engine":      {"labels", "ports", "domains", "import_traefik", "pull"},
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},

@@ -117,7 +117,7 @@ func (l *load) read(sources []Source, whole []bool, layer *Layer) int {
 			return i
 		}
 	}
-	if now := (scope{l.file.Bind, l.file.Timeouts}); !reflect.DeepEqual(now, l.scope) {
+	if now := l.now(); !reflect.DeepEqual(now, l.scope) {
 		l.scope = now
 		clear(l.pieces)
 	}
@@ -128,6 +128,12 @@ func (l *load) read(sources []Source, whole []bool, layer *Layer) int {
 	}
 	l.addLayer(layer)
 	return -1
+}
+
+// now is what items are built under.
+func (l *load) now() scope {
+	f := l.section()
+	return scope{bind: l.file.Bind, timeouts: l.file.Timeouts, web: webPort(f), secure: tlsPort(f)}
 }
 
 // remember keeps what the next load compares with, and lets go of pieces that were not used for a while.
@@ -285,7 +291,14 @@ func (it *item) valid(env func(string) (string, bool)) bool {
 }
 
 func (l *load) options(file string) strict.Options {
-	return strict.Options{File: file, Env: l.Env, Later: later, Types: l.types, Budget: &l.budget}
+	secret := func(path string) (string, error) {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(filepath.Dir(file), path)
+		}
+		text, err := readSecret(path)
+		return text, reason(err)
+	}
+	return strict.Options{File: file, Env: l.Env, Secret: secret, Later: later, Types: l.types, Budget: &l.budget}
 }
 
 // noteOlder warns about a key of the older form that does nothing.
@@ -303,6 +316,12 @@ func (l *load) resolve(dir string) {
 	paths := []*string{&l.file.StateDir, &l.file.Admin.Socket, &l.file.Admin.TokenFile, &l.file.Log.Access.File}
 	if c := l.file.DefaultCertificate; c != nil {
 		paths = append(paths, &c.CertFile, &c.KeyFile)
+	}
+	if a := l.file.ACME; a != nil {
+		paths = append(paths, &a.CARoot)
+		if a.DNS != nil {
+			paths = append(paths, &a.DNS.Exec)
+		}
 	}
 	for i := range l.file.Certificates {
 		paths = append(paths, &l.file.Certificates[i].CertFile, &l.file.Certificates[i].KeyFile)
@@ -350,7 +369,7 @@ func (l *load) build(r *ref) {
 	defer func() { r.piece.Value = nil }()
 	o := l.options(r.file)
 	if r.layer == plan.FromAPI {
-		o.Env = nil
+		o.Env, o.Secret = nil, nil
 	}
 	reader := strict.NewReader(o)
 	reader.Line = r.piece.Line

@@ -20,8 +20,9 @@ import (
 
 // scope is what items are built under: as long as it is the same, the same text gives the same item.
 type scope struct {
-	bind     []netip.Addr
-	timeouts form.Timeouts
+	bind        []netip.Addr
+	timeouts    form.Timeouts
+	web, secure form.Port // of acme: where sites are
 }
 
 // item is one route, site or upstream, built. Places in it are relative to the piece of text it was made from.
@@ -108,6 +109,9 @@ func (b *builder) route(f *form.Route, source plan.Source) {
 	r := &plan.Route{
 		Name: string(f.Name), Source: source, Priority: f.Priority, OnRemove: plan.OnRemove(f.OnRemove),
 		Timeouts: b.clocks(&f.Timeouts), Security: b.security(&f.Security),
+	}
+	if reserved := r.Name == plan.HTTPChallenge || r.Name == plan.ALPNChallenge; reserved {
+		b.fault([]string{"name"}, "give it another name", "%s is the route that answers challenges of ACME", r.Name)
 	}
 	b.match(&f.Match, &r.Match)
 	b.it.key = matchKey(&r.Match, r.Priority)

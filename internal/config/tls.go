@@ -77,11 +77,6 @@ func (b *builder) certificate(f *form.TLS, domains []string) plan.CertSource {
 		b.fault(at, "write match: {domains: [app.example.com]}, or {cert_file, key_file} here",
 			"certificate: %s needs domains, which say for what names", kind)
 	}
-	for _, d := range domains {
-		if kind == plan.CertInternal && strings.HasPrefix(d, "**.") {
-			b.fault(at, "write "+d[1:]+" in the domains", "a certificate has names one label deep, so there is none for %s", d)
-		}
-	}
 	return plan.CertSource{Kind: kind}
 }
 

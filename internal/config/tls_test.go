@@ -12,11 +12,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
 // makePair writes NAME.crt and NAME.key, a certificate of its own for the names, into dir.
@@ -103,16 +100,4 @@ func tlsEffects(out map[string][2]string, dir string) {
 	}
 	out["routes.action.target_tls.client_cert_file"] = [2]string{client("b", "a"), client("a", "a")}
 	out["routes.action.target_tls.client_key_file"] = [2]string{client("a", "b"), client("a", "a")}
-}
-
-func certsOf(p *plan.Plan) string {
-	var b strings.Builder
-	for _, c := range p.Certificates {
-		fmt.Fprintf(&b, "%s %s%v", c.Source.Kind, strings.TrimSuffix(filepath.Base(c.Source.CertFile), "."), c.Names)
-		if c.OnDemand {
-			b.WriteString(" on demand")
-		}
-		fmt.Fprintf(&b, " %v\n", c.Users)
-	}
-	return b.String()
 }

@@ -63,7 +63,7 @@ type Settings struct {
 	Previews            *Previews // nil: no previews
 	Engine              EngineSettings
 	ACME                *ACME       // nil: no certificate is to be ordered
-	DefaultCertificate  *CertSource // for clients without a known name; nil: none
+	DefaultCertificate  *CertSource // CertFiles or CertInternal, for clients without a known name; nil: none
 }
 
 // Timeouts are the clocks of a plain connection. In a Route they are complete: what the route does not say is the

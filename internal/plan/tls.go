@@ -101,15 +101,15 @@ type Issuer struct {
 type DNSProvider struct {
 	Exec       string // absolute path; "" = none
 	Server     string // host:port; "" = none
-	Zone       string
-	TSIGKey    string
+	Zone       string // "" = the server is asked
+	TSIGKey    string // NAME or ALGORITHM:NAME
 	TSIGSecret Secret // base64
 }
 
 // OnDemand admits names that no route spells out. A name must be under Allow, and Ask, where set, must answer 200.
 type OnDemand struct {
 	Ask     string   // URL; the name is added as ?domain=
-	Allow   []string // exact, "*.d"
+	Allow   []string // exact, "*.d", "**.d"
 	PerHour int      // certificates begun per hour
 }
 

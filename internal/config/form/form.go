@@ -51,9 +51,13 @@ type File struct {
 	// The folder for what must survive a restart. It cannot change at reload. Default: $STATE_DIRECTORY, else the XDG
 	// state folder, else /var/lib/quaymaster.
 	StateDir string `yaml:"state_dir"`
-	// What clients are shown whose name is not known, `{cert_file, key_file}`. Without it they get an alert.
-	DefaultCertificate *KeyPair `yaml:"default_certificate"`
-	// Certificates in files, for every route whose domains they have and that says nothing about its certificate.
+	// How certificates are ordered: those of routes and sites with `certificate: auto`. Without it: from Let's Encrypt.
+	ACME *ACME `yaml:"acme"`
+	// What clients are shown whose name is not known: `{cert_file, key_file}`, or `internal` (made for each name by the local
+	// CA). Without it they get an alert.
+	DefaultCertificate *CertificateChoice `yaml:"default_certificate"`
+	// Certificates in files, for routes that say nothing about theirs and whose domains they have, and for clients whose
+	// name is not known.
 	Certificates []Certificate `yaml:"certificates"`
 	// What happens when a port is busy. Each key may also stand in a port object.
 	PortPolicy PortPolicy `yaml:"port_policy"`

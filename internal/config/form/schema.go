@@ -74,7 +74,7 @@ func Schema() []byte {
 	s := r.Reflect(&File{})
 	s.ID, s.Title = "", "Quaymaster configuration"
 	r.ExpandedStruct = false
-	for _, v := range []any{PortObject{}, TargetObject{}, WantObject{}, Action{}, KeyPair{}} {
+	for _, v := range []any{PortObject{}, TargetObject{}, WantObject{}, Action{}, KeyPair{}, ChallengePortObject{}} {
 		for name, def := range r.Reflect(v).Definitions {
 			s.Definitions[name] = def
 		}
@@ -149,6 +149,7 @@ var long = map[reflect.Type][]reflect.Type{
 	reflect.TypeFor[Want]():   {reflect.TypeFor[WantObject]()},
 	reflect.TypeFor[Site]():   {reflect.TypeFor[Action]()},
 
+	reflect.TypeFor[ChallengePort]():     {reflect.TypeFor[ChallengePortObject]()},
 	reflect.TypeFor[CertificateChoice](): {reflect.TypeFor[KeyPair]()},
 }
 
