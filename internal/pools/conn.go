@@ -13,6 +13,7 @@ import (
 type conn struct {
 	ps   *Pools
 	nc   net.Conn
+	tls  *sealed // nc, where it is TLS
 	key  connKey
 	born int64 // Pools.now at the dial
 	idle int64 // Pools.now when it was put back
@@ -44,6 +45,9 @@ type scratch struct{ b []byte }
 func newConn(ps *Pools, nc net.Conn, key connKey, now int64) *conn {
 	c := &conn{ps: ps, nc: nc, key: key, born: now}
 	c.reads.Start(nc, false)
+	if c.tls, _ = nc.(*sealed); c.tls != nil {
+		return c
+	}
 	if sc, ok := nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			c.raw, c.peek = raw, c.look
@@ -55,6 +59,9 @@ func newConn(ps *Pools, nc net.Conn, key connKey, now int64) *conn {
 // alive asks the kernel whether an idle connection is still good: neither ended nor with bytes nobody asked for. It
 // does not wait.
 func (c *conn) alive() bool {
+	if c.tls != nil {
+		return c.tls.quiet()
+	}
 	if c.raw == nil {
 		return true
 	}
@@ -107,6 +114,21 @@ func (c *conn) fill(limit int) error {
 func (c *conn) expect(f wire.Framing, n int64) {
 	c.body.Reset(c.nc, c.buf, f, n, nil)
 	c.body.Share(&c.reads, 0)
+}
+
+// exact says whether the end of the connection, where it is TLS, must have been the target's own word.
+func (c *conn) exact(on bool) {
+	if c.tls != nil {
+		c.tls.exact = on && c.tls.verified
+	}
+}
+
+// socket is what lies below: to close it ends whatever is done on the connection, at once.
+func (c *conn) socket() net.Conn {
+	if c.tls != nil {
+		return c.tls.under
+	}
+	return c.nc
 }
 
 // between reports whether both messages of the last exchange ended cleanly, so that the next may follow.

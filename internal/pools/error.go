@@ -12,7 +12,7 @@ import (
 
 // An Error says why there was no connection to a target, or no answer from it.
 //
-// Kind is one of refused, unreachable, timeout, dns (no connection); reset, closed, bad_answer (no answer on a
+// Kind is one of refused, unreachable, timeout, dns, tls (no connection, or TLS that was turned down); reset, closed, bad_answer (no answer on a
 // connection that was had); down, no_targets, queue_full, queue_timeout (nothing was tried); aborted (by Stream.Abort);
 // not_allowed, private_address, loop (by name only).
 type Error struct {
@@ -81,6 +81,7 @@ var kindWords = map[string]string{
 	"dns":             "name not resolved",
 	"reset":           "connection reset",
 	"closed":          "connection closed without an answer",
+	"tls":             "cannot speak TLS",
 	"bad_answer":      "not a valid answer",
 	"down":            "every target is down",
 	"no_targets":      "there are no targets",
@@ -116,6 +117,8 @@ func recvKind(err error) string {
 		return "closed"
 	case isTimeout(err):
 		return "timeout"
+	case isAlert(err):
+		return "tls"
 	}
 	return "reset"
 }
@@ -134,10 +137,10 @@ func cause(kind string, err error) error {
 	var sys *os.SyscallError
 	var op *net.OpError
 	switch {
-	case kind == "timeout", kind == "refused" && !errors.Is(err, os.ErrNotExist):
-		return nil
 	case errors.As(err, &own):
 		return own.Err
+	case kind == "timeout", kind == "refused" && !errors.Is(err, os.ErrNotExist):
+		return nil
 	case errors.As(err, &sys):
 		return sys.Err
 	case errors.As(err, &op):

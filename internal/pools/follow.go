@@ -29,9 +29,10 @@ type change struct {
 	fresh   []*Member // new among members
 	ring    []point
 	sticky  map[string]*Member
+	secure  *secure
 }
 
-// Prepare works out which pools stay, change, come and go. It does not dial. Pool already gives the new ones.
+// Prepare works out which pools stay, change, come and go, and reads the files of target_tls. It does not dial. Pool already gives the new ones.
 func (ps *Pools) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 	ps.mu.Lock()
 	old := ps.pools
@@ -42,6 +43,7 @@ func (ps *Pools) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 		want = slices.SortedFunc(slices.Values(want), byName)
 	}
 	st := &step{ps: ps, rules: newNameRules(&p.Settings), maxHead: int64(p.Settings.MaxHeaderBytes), pools: make([]*Pool, 0, len(want))}
+	files := shelf{}
 	var breath plan.Breath
 	defer breath.End()
 	for i, u := range want {
@@ -58,12 +60,26 @@ func (ps *Pools) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 			live := old[0]
 			old = old[1:]
 			st.pools = append(st.pools, live)
-			if have := live.wanted(); have != u && !equal(have, u) {
-				st.changes = append(st.changes, ps.plan(live, u, live.current()))
+			have, was := live.wanted()
+			sec, err := loadSecure(u, was, files)
+			if err != nil {
+				st.Abort()
+				return nil, err
+			}
+			if sec != was || have != u && !equal(have, u) {
+				c := ps.plan(live, u, live.current())
+				c.secure = sec
+				st.changes = append(st.changes, c)
 			}
 			continue
 		}
+		sec, err := loadSecure(u, nil, files)
+		if err != nil {
+			st.Abort()
+			return nil, err
+		}
 		c := ps.newPool(u)
+		c.secure = sec
 		st.pools = append(st.pools, c.pool)
 		st.added = append(st.added, c.pool)
 		st.changes = append(st.changes, c)
@@ -117,10 +133,10 @@ func (st *step) Abort() {
 	}
 }
 
-func (p *Pool) wanted() *plan.Upstream {
+func (p *Pool) wanted() (*plan.Upstream, *secure) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.want
+	return p.want, p.secure
 }
 
 func (p *Pool) current() []*Member {
@@ -192,6 +208,9 @@ func (p *Pool) apply(c *change) {
 			m.risen = now
 		}
 	}
+	if p.secure != c.secure {
+		out, p.looked, p.broken = p.become(c.secure), now, ""
+	}
 	for _, m := range old {
 		if m.gone {
 			out = append(out, m.idle...)
@@ -220,5 +239,5 @@ func smallest(a, b int) int {
 func equal(a, b *plan.Upstream) bool {
 	health := a.Health == b.Health || a.Health != nil && b.Health != nil && *a.Health == *b.Health
 	return health && a.Name == b.Name && a.Inline == b.Inline && slices.Equal(a.Targets, b.Targets) && a.Balance == b.Balance &&
-		a.Passive == b.Passive && a.Pool == b.Pool && a.Connect == b.Connect
+		a.Passive == b.Passive && a.Pool == b.Pool && a.Connect == b.Connect && a.TLS == b.TLS
 }

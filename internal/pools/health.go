@@ -93,13 +93,19 @@ func (p *Pool) check(ctx context.Context, m *Member, set *plan.Health) string {
 	if err != nil {
 		return p.dialError(m, connKey{}, err, false).short()
 	}
-	defer func() { _ = nc.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	var out []byte
 	if set.SendProxy != 0 {
 		out = appendProxy(out, set.SendProxy, netip.AddrPort{}, netip.AddrPort{})
 	}
+	if m.target.TLS && set.Path != "" {
+		if nc, err = p.sealOrClose(ctx, m, nc, out); err != nil {
+			return p.dialError(m, connKey{}, err, false).short()
+		}
+		out = nil
+	}
+	defer func() { _ = nc.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(past) })
+	defer stop()
 	if set.Path != "" {
 		host := set.Host
 		if host == "" {
@@ -110,13 +116,21 @@ func (p *Pool) check(ctx context.Context, m *Member, set *plan.Health) string {
 	}
 	if len(out) > 0 {
 		if _, err := nc.Write(out); err != nil {
-			return kindWords[recvKind(err)]
+			return checkWords(err)
 		}
 	}
 	if set.Path == "" {
 		return ""
 	}
 	return readCheck(nc, set)
+}
+
+func checkWords(err error) string {
+	e := Error{Kind: recvKind(err)}
+	if e.Kind == "tls" {
+		e.Err = alertWords(err)
+	}
+	return e.Error()
 }
 
 func (m *Member) hostField() string {
@@ -147,7 +161,7 @@ func readCheck(nc net.Conn, set *plan.Health) string {
 		}
 		from = next
 		if _, err := buf.Fill(nc, checkHead); err != nil {
-			return kindWords[recvKind(err)]
+			return checkWords(err)
 		}
 	}
 	if set.StatusMin <= h.Status && h.Status <= set.StatusMax {

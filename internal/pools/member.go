@@ -2,6 +2,7 @@ package pools
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"strconv"
 	"time"
@@ -25,6 +26,8 @@ type Member struct {
 	reason string // of the last failure
 	failed time.Time
 	near   nearby
+	sec    *secure // what tls was made of
+	tls    *tls.Config
 
 	// Choice.
 	live    bool  // may be chosen

@@ -27,6 +27,8 @@ type Ask struct {
 	Fresh         bool           // no idle connection, please
 	Connect       time.Duration  // dial timeout; 0 = the upstream's
 	Now           time.Time      // the present moment, where the caller has just asked the clock; else zero
+
+	raw bool // no TLS of ours, whatever the target: a tunnel carries its own
 }
 
 func (a *Ask) tried(m *Member) bool {
@@ -55,6 +57,9 @@ type Pool struct {
 	ended   bool
 	balance balance
 	queue   queue
+	secure  *secure // nil: no target is reached by TLS
+	looked  int64   // Pools.now when its files were looked at last
+	broken  string  // what was last logged about them
 }
 
 // Hold takes a reference; false when the pool has ended.
@@ -147,7 +152,15 @@ func (p *Pool) dial(ask *Ask, s *Stream, m *Member, key connKey, timeout time.Du
 		cancel()
 	}
 	s.mu.Unlock()
+	var hello []byte
+	if ask.SendProxy != 0 {
+		hello = appendProxy(nil, ask.SendProxy, ask.Client, ask.Local)
+	}
 	nc, err := dial(ctx, m, key)
+	if err == nil && m.target.TLS && !ask.raw {
+		nc, err = p.sealOrClose(ctx, m, nc, hello)
+		hello = nil
+	}
 	s.mu.Lock()
 	s.cancel = nil
 	aborted := s.aborted
@@ -162,10 +175,18 @@ func (p *Pool) dial(ask *Ask, s *Stream, m *Member, key connKey, timeout time.Du
 		return nil, e
 	}
 	c := newConn(p.ps, nc, key, p.ps.now())
-	if ask.SendProxy != 0 {
-		c.hello, c.once = appendProxy(nil, ask.SendProxy, ask.Client, ask.Local), true
-	}
+	c.hello, c.once = hello, ask.SendProxy != 0
 	p.ps.opened()
+	return c, nil
+}
+
+// sealOrClose is seal that takes nc over.
+func (p *Pool) sealOrClose(ctx context.Context, m *Member, nc net.Conn, hello []byte) (net.Conn, error) {
+	c, err := p.seal(ctx, m, nc, hello)
+	if err != nil {
+		_ = nc.Close()
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -214,7 +235,7 @@ func (p *Pool) leave(m *Member, c *conn, keep bool, fault string) {
 // keeps decides whether a clean connection goes to the idle list.
 func (p *Pool) keeps(m *Member, c *conn, now int64) bool {
 	set := &p.want.Pool
-	return !p.ended && !m.gone && !p.ps.closed.Load() && len(m.idle) < set.MaxIdle &&
+	return !p.ended && !m.gone && p.trusts(c) && !p.ps.closed.Load() && len(m.idle) < set.MaxIdle &&
 		(set.MaxAge <= 0 || now-c.born < int64(set.MaxAge))
 }
 
@@ -230,11 +251,12 @@ func (p *Pool) flush(m *Member) {
 }
 
 // Dial opens a connection of its own for a tunnel, after sending the PROXY header if one is asked for. The caller
-// closes it and then releases the member. ctx ends waiting and dialling only.
+// closes it and then releases the member. ctx ends waiting and dialling only. It is never TLS of ours: who speaks through
+// a tunnel does so to the target itself.
 func (p *Pool) Dial(ctx context.Context, ask *Ask) (net.Conn, *Member, error) {
 	var s Stream
 	own := *ask
-	own.Fresh = true
+	own.Fresh, own.raw = true, true
 	err := under(ctx, &s, func() error { return p.Open(&own, &s) })
 	if err != nil {
 		return nil, nil, err

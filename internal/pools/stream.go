@@ -80,7 +80,7 @@ func (s *Stream) attach(p *Pool, m *Member, c *conn, reused bool, cookie []byte)
 		s.mu.Unlock()
 		return false
 	}
-	s.nc = c.nc
+	s.nc = c.socket()
 	s.mu.Unlock()
 	s.p, s.m, s.c, s.reused, s.cookie = p, m, c, reused, cookie
 	s.upgrade, s.bodyless, s.began, s.answered, s.ends, s.switched = false, false, false, false, false, false
@@ -179,6 +179,7 @@ func (s *Stream) headCame(h *wire.Head, n int) (wire.Body, error) {
 		f, length = wire.FramingOf(s.method, h)
 	}
 	c.expect(f, length)
+	c.exact(f == wire.ByClose)
 	s.answered = true
 	s.ends = h.Close || h.Minor == 0 || f == wire.ByClose
 	return &c.body, nil
@@ -197,13 +198,16 @@ func (s *Stream) kindOf(err error) string {
 
 func (s *Stream) failed(kind string, err error) error {
 	e := &Error{Kind: kind, Upstream: s.p.name, Target: s.target, Member: s.m, Err: err}
+	if kind == "tls" {
+		e.Err = alertWords(err)
+	}
 	if kind == "aborted" {
 		return e
 	}
 	if kind == "closed" || kind == "reset" {
 		e.Err = nil
 	}
-	if s.reused && !s.began && (kind == "closed" || kind == "reset") {
+	if s.reused && !s.began && (kind == "closed" || kind == "reset" || kind == "tls") {
 		s.stale = true
 		return e
 	}
@@ -216,7 +220,12 @@ func (s *Stream) failed(kind string, err error) error {
 func (s *Stream) Switch() (wire.Body, wire.Sink) {
 	c := s.c
 	s.switched = true
-	if tc, ok := c.nc.(*net.TCPConn); ok {
+	c.exact(false) // what is spoken now has ends of its own
+	nc := c.nc
+	if c.tls != nil {
+		nc = c.tls.under.Conn
+	}
+	if tc, ok := nc.(*net.TCPConn); ok {
 		_ = tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // lets a connection of a dead peer end; a failure costs only that
 	}
 	c.expect(wire.ByClose, -1)

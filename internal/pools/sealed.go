@@ -1,0 +1,80 @@
+package pools
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/quaymaster/quaymaster/internal/wire"
+)
+
+// A sealed is a TLS connection to a target.
+type sealed struct {
+	*tls.Conn
+	under *wire.Carrier
+	era   *era
+	// exact: the end of the stream counts only where the target has said it. Else somebody on the way could cut an
+	// answer short that has no other end (RFC 9112 section 9.8).
+	exact    bool
+	verified bool
+	byte1    [1]byte
+}
+
+var errCutShort = fmt.Errorf("TLS ended without a close_notify: %w", io.ErrUnexpectedEOF)
+
+// past is a deadline that ends a wait at once.
+var past = time.Unix(1, 0)
+
+// seal begins TLS on nc, which leads to m, after the PROXY header if one is due. It ends with ctx. An error leaves nc to
+// the caller.
+func (p *Pool) seal(ctx context.Context, m *Member, nc net.Conn, hello []byte) (*sealed, error) {
+	config, sec := p.tlsFor(m)
+	under := wire.NewCarrier(nc)
+	c := &sealed{Conn: tls.Client(under, config), under: under, era: sec.era, verified: !sec.set.Insecure}
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(past) })
+	var err error
+	if len(hello) > 0 {
+		_, err = nc.Write(hello)
+	}
+	if err == nil {
+		err = c.Handshake()
+	}
+	switch {
+	case !stop() && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, &Error{Kind: "timeout", Err: errors.New("the TLS handshake did not end in time")}
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, &Error{Kind: "tls", Err: handshakeWords(err, config, &sec.set)}
+	}
+	return c, nil
+}
+
+// Read implements net.Conn.
+func (c *sealed) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.exact && err != nil && errors.Is(err, io.EOF) && c.under.Ended() {
+		err = errCutShort
+	}
+	return n, err
+}
+
+// quiet reports whether the target has neither ended the connection nor said anything on its own that is more than TLS's
+// own affairs: session tickets and new keys may come at any time. It does not wait.
+func (c *sealed) quiet() bool {
+	c.under.Now(true)
+	n, err := c.Conn.Read(c.byte1[:])
+	c.under.Now(false)
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// Close ends the connection and waits for nobody.
+func (c *sealed) Close() error {
+	c.under.Closing()
+	return c.Conn.Close()
+}
