@@ -3,6 +3,7 @@ package pools
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -287,6 +288,18 @@ func (x *exchanger) talk() error {
 // rawTarget answers every request head with the same bytes, without allocating.
 func rawTarget(t tb, answer string) string {
 	t.Helper()
+	return rawTargetOn(t, answer, func(c net.Conn) net.Conn { return c })
+}
+
+// rawTLSTarget does so over TLS.
+func rawTLSTarget(t tb, ca *authority, answer string) string {
+	t.Helper()
+	config := &tls.Config{Certificates: []tls.Certificate{ca.leaf(nil)}}
+	return rawTargetOn(t, answer, func(c net.Conn) net.Conn { return tls.Server(c, config) })
+}
+
+func rawTargetOn(t tb, answer string, wrap func(net.Conn) net.Conn) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	var wg sync.WaitGroup
@@ -301,6 +314,7 @@ func rawTarget(t tb, answer string) string {
 			mu.Lock()
 			open = append(open, c)
 			mu.Unlock()
+			c = wrap(c)
 			wg.Go(func() {
 				defer c.Close()
 				buf, text := make([]byte, 4096), []byte(answer)

@@ -78,3 +78,11 @@ func (c *sealed) Close() error {
 	c.under.Closing()
 	return c.Conn.Close()
 }
+
+// SetLinger implements what makes a close a reset.
+func (c *sealed) SetLinger(sec int) error {
+	if tc, ok := c.under.Conn.(*net.TCPConn); ok {
+		return tc.SetLinger(sec)
+	}
+	return nil
+}

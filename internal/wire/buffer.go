@@ -60,6 +60,9 @@ func (b *Buffer) Fill(c net.Conn, max int) (n int, err error) {
 	}
 	n, err = c.Read(p)
 	b.Extend(n)
+	if n > 0 {
+		err = nil // of TLS 1.2, whose end may come with the last bytes; the next read says it again
+	}
 	return n, err
 }
 
