@@ -71,7 +71,7 @@ func TestP26_HiddenProcessesAreSaidToBeHidden(t *testing.T) {
 	q.runScript("mount -t proc -o hidepid=2 proc /proc; exec setpriv --reuid 65534 --regid 65534 --clear-groups --")
 	q.serving()
 	want := "cannot bind tcp " + addr + ": held by a process of user root (uid 0); /proc hides other users' processes (hidepid="
-	if row := q.wanted(busy); !strings.HasPrefix(row.Error, want) || !strings.Contains(row.Error, "run as root to see who; find it with \"sudo lsof -nP -iTCP:"+strconv.Itoa(busy)) {
+	if row := q.wanted(busy); !strings.HasPrefix(row.Error, want) || !strings.Contains(row.Error, "run as root to see who; find it with \"sudo quaymaster ports who "+strconv.Itoa(busy)+"\" or \"sudo lsof -nP -iTCP:"+strconv.Itoa(busy)) {
 		t.Errorf("%s\nwant: %s", row.Error, want)
 	}
 }

@@ -115,9 +115,17 @@ func TestP05_WithoutTheRightToLookItSaysSo(t *testing.T) {
 	q := prepare(t, wants(addr))
 	q.runScript("exec setpriv --reuid 65534 --regid 65534 --clear-groups --")
 	q.until("it says who has the port", func() bool { return strings.Contains(q.log.String(), "cannot bind tcp "+addr) })
-	want := "held by a process of user root (uid 0); run as root to see who; find it with \\\"sudo lsof -nP -iTCP:" + strconv.Itoa(busy) + " -sTCP:LISTEN\\\" and stop it"
+	who := "sudo quaymaster ports who " + strconv.Itoa(busy)
+	want := "held by a process of user root (uid 0); run as root to see who; find it with \\\"" + who + "\\\" or \\\"sudo lsof -nP -iTCP:" + strconv.Itoa(busy) + " -sTCP:LISTEN\\\" and stop it"
 	if !strings.Contains(q.log.String(), want) {
 		t.Errorf("%s\nwant %s", q.log, want)
+	}
+	const nobody = "exec setpriv --reuid 65534 --regid 65534 --clear-groups --"
+	if out, code := under(t, nobody, "ports", "who", strconv.Itoa(busy)); code != 0 || !strings.Contains(out, "run as root to see who: "+who+"\n") {
+		t.Errorf("ports who: exit %d\n%s", code, out)
+	}
+	if out, code := under(t, nobody, "ports", "free", "--yes", strconv.Itoa(busy)); code != 1 || !strings.Contains(out, "a process of user root is not ended: its process cannot be seen from here; run as root") {
+		t.Errorf("ports free: exit %d\n%s", code, out)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,6 +112,8 @@ func (s *shell) printListening(found []api.Listening) {
 		pid, note := "", h.Text
 		if h.PID > 0 {
 			pid, note = strconv.Itoa(h.PID), "pid "+strconv.Itoa(h.PID)+": "+h.Stop
+		} else if os.Geteuid() != 0 {
+			note += ": sudo quaymaster ports who " + strconv.Itoa(l.Port)
 		}
 		rows = append(rows, []string{
 			net.JoinHostPort(l.Address, strconv.Itoa(l.Port)), l.Proto, pid, h.User, h.Unit, h.Container, ago(h.Started), h.Command,

@@ -138,7 +138,11 @@ func (e *BindError) stopHolder() string {
 	case e.client != "":
 		return fmt.Sprintf("keep connections away from that port with %q", asRoot("sysctl net.ipv4.ip_local_reserved_ports="+strconv.Itoa(int(e.Addr.Port))))
 	}
-	return fmt.Sprintf("find it with %q and stop it", asRoot(holder.Command(e.Proto, e.Addr.Port)))
+	lsof := asRoot(holder.Command(e.Proto, e.Addr.Port))
+	if e.Holder != nil && os.Geteuid() != 0 { // root sees it, and ours says how to stop it too
+		return fmt.Sprintf("find it with %q or %q and stop it", asRoot("quaymaster ports who "+strconv.Itoa(int(e.Addr.Port))), lsof)
+	}
+	return fmt.Sprintf("find it with %q and stop it", lsof)
 }
 
 // asRoot is a command that only root can give.

@@ -30,7 +30,11 @@ type Refusal struct {
 }
 
 func (r *Refusal) Error() string {
-	s := r.Holder.String() + " is not ended: " + r.Reason
+	who := r.Holder.String()
+	if r.Holder.Pid == 0 {
+		who = r.Holder.Brief() // the rest says how to see it, as the remedy does
+	}
+	s := who + " is not ended: " + r.Reason
 	if r.Remedy != "" {
 		s += "; " + r.Remedy
 	}

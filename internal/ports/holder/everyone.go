@@ -11,4 +11,9 @@ func (h *Holder) Starter() string {
 }
 
 // Brief is the holder in two words, where it was named at length before: nginx (pid 812).
-func (h *Holder) Brief() string { return h.name + " (pid " + strconv.Itoa(h.Pid) + ")" }
+func (h *Holder) Brief() string {
+	if h.Pid == 0 {
+		return "a process of user " + h.User
+	}
+	return h.name + " (pid " + strconv.Itoa(h.Pid) + ")"
+}
