@@ -23,12 +23,6 @@ var (
 // chunkOverhead is what stands around the bytes of a chunk at most: 16 digits and two ends of line.
 const chunkOverhead = 20
 
-// whole is a connection that cannot take up a write where it was broken off, as one that seals what it sends. It asks
-// goOn instead, which says whether a write goes on whose deadline struck, and seals the parts together.
-type whole interface {
-	WriteWhole(parts [][]byte, goOn *func(err error, moved bool) bool) error
-}
-
 // BodyWriter is the Sink of an HTTP/1 message. What is held back stands in a pooled buffer from Start until the message
 // has ended.
 //
@@ -52,9 +46,6 @@ type BodyWriter struct {
 
 	vec  [3][]byte
 	bufs net.Buffers
-
-	whole whole                            // c, where it is one
-	again func(err error, moved bool) bool // goOn, made once
 }
 
 // Start starts a message: head is copied, held back, and goes out with the first bytes. With NoBody every Write fails.
@@ -68,9 +59,6 @@ func (w *BodyWriter) Start(c net.Conn, head []byte, f Framing, n int64) {
 		w.under = carrierOf(c)
 	}
 	w.release()
-	if w.whole, _ = c.(whole); w.whole != nil && w.again == nil {
-		w.again = w.goOn
-	}
 	w.hold = GetBuffer()
 	w.out = append(w.hold.b[:0], head...)
 	w.c, w.f, w.left, w.raw, w.ended, w.err = c, f, 0, false, false, nil
@@ -181,25 +169,8 @@ func (w *BodyWriter) send(p []byte) error {
 	return w.err
 }
 
-// seal sends the parts on a connection that cannot take a write up again.
-func (w *BodyWriter) seal(parts [][]byte) error {
-	if w.stall > 0 && w.clock.armed.Load() == 0 {
-		w.clock.extend(w.stall)
-	}
-	if err := w.whole.WriteWhole(parts, &w.again); err != nil {
-		w.err = plainDeadline(err)
-	}
-	return w.err
-}
-
 // push sends p alone.
 func (w *BodyWriter) push(p []byte) error {
-	if w.whole != nil {
-		w.vec[0] = p
-		err := w.seal(w.vec[:1])
-		w.vec[0] = nil
-		return err
-	}
 	if w.under != nil {
 		w.vec[0] = p
 		err := w.seal(w.vec[:1]...)
