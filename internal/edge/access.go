@@ -28,6 +28,7 @@ type entry struct {
 	client netip.Addr
 	kind   string // "http" or "tunnel"
 	proto  string
+	tls    string // version of the TLS that ended here
 	method []byte
 	host   []byte
 	target []byte
@@ -77,6 +78,10 @@ func (e *entry) appendJSON(b []byte) []byte {
 		b = appendTarget(b, e.target)
 		b = append(b, `,"proto":"`...)
 		b = append(b, e.proto...)
+		if e.tls != "" {
+			b = append(b, `","tls":"`...)
+			b = append(b, e.tls...)
+		}
 		b = append(b, `","status":`...)
 		b = strconv.AppendInt(b, int64(e.Status), 10)
 		b = append(b, `,"request_id":`...)
@@ -140,6 +145,10 @@ func (e *entry) appendText(b []byte) []byte {
 	b = strconv.AppendInt(b, e.Out, 10)
 	b = append(b, " took="...)
 	b = appendSeconds(b, e.took)
+	if e.tls != "" {
+		b = append(b, " tls="...)
+		b = append(b, e.tls...)
+	}
 	if len(e.ID) > 0 {
 		b = append(b, " id="...)
 		b = append(b, e.ID...)

@@ -32,8 +32,9 @@ type conn struct {
 		table *route.Table
 		port  *route.Port
 	}
-	identified bool    // a per-IP slot is held
-	first      *[]byte // memory for first bytes, while it is needed; owned by whoever reads or relays them
+	secure     atomic.Pointer[secure] // nil on a plain connection
+	identified bool                   // a per-IP slot is held
+	first      *[]byte                // memory for first bytes, while it is needed; owned by whoever reads or relays them
 
 	route      atomic.Pointer[proxy.Route]  // where an exchange or tunnel stands right now
 	running    atomic.Pointer[relay.Tunnel] // while it is one
@@ -61,8 +62,9 @@ func (k *conn) serve() {
 	k.info.Local = addrPort(c.LocalAddr())
 	k.info.Client = k.info.Peer
 	e.o.Guard.Arrived(k.port.Addr.String())
-	if first := k.open(); first != nil {
-		k.serveHTTP1(first)
+	if on, first := k.open(); on != nil {
+		k.serveHTTP1(on, first)
+		_ = on.Close()
 	}
 	_ = c.Close()
 	if k.identified {
@@ -73,8 +75,8 @@ func (k *conn) serve() {
 }
 
 // serveHTTP1 is kept small: its frame stands under every parked connection.
-func (c *conn) serveHTTP1(first *wire.Buffer) {
-	_ = http1.Serve(c.c, &c.info, first, c.e.h1)
+func (c *conn) serveHTTP1(on net.Conn, first *wire.Buffer) {
+	_ = http1.Serve(on, &c.info, first, c.e.h1)
 }
 
 // openings hold what a client says before it is known what it speaks.
@@ -89,8 +91,8 @@ func (c *conn) forget() {
 }
 
 // open does everything up to the protocol: PROXY header, per-IP gate, sniffing, and the connection stage. It returns
-// what an HTTP/1 client has said so far, or nil when the connection is over.
-func (c *conn) open() *wire.Buffer {
+// where HTTP/1 is spoken, and what the client has said there so far; or nil when the connection is over.
+func (c *conn) open() (on net.Conn, first *wire.Buffer) {
 	s := c.e.snap.Load()
 	c.first, _ = openings.Get().(*[]byte)
 	defer c.forget()
@@ -98,12 +100,12 @@ func (c *conn) open() *wire.Buffer {
 	if c.port.Proxy != nil {
 		var ok bool
 		if have, ok = c.readProxy(have, &s.plan.Settings); !ok {
-			return nil
+			return nil, nil
 		}
 	}
 	c.info.ClientText = c.info.Client.Addr().AppendTo(nil)
 	if !c.identify() {
-		return nil
+		return nil, nil
 	}
 	tp := c.portOf(s)
 	for tp.TunnelOnly() && len(have) == 0 {
@@ -112,7 +114,7 @@ func (c *conn) open() *wire.Buffer {
 			break
 		}
 		if c.tunnel(s, rule, nil, nil) {
-			return nil
+			return nil, nil
 		}
 		s = c.e.snap.Load()
 		tp = c.portOf(s)
@@ -122,32 +124,34 @@ func (c *conn) open() *wire.Buffer {
 		*c.first = res.Bytes[:0] // grown: keep the larger one
 	}
 	if len(res.Bytes) == 0 && err != nil && !isTimeout(err) {
-		return nil // came and went without a word
+		return nil, nil // came and went without a word
 	}
 	for {
 		s = c.e.snap.Load() // the plan of now: saying hello may have taken seconds
 		tp = c.portOf(s)
-		if res.Kind == sniff.HTTP1 && tp.HasHTTP() {
+		if res.Kind == sniff.HTTP1 && (tp.HasHTTP() || tp.Ends()) {
 			b := wire.GetBuffer()
 			b.Append(res.Bytes)
-			return b
+			return c.c, b
 		}
-		if c.dispatch(s, tp, &res, err) {
-			return nil
+		on, done := c.dispatch(s, tp, &res, err)
+		if done {
+			return on, nil
 		}
 	}
 }
 
-// dispatch serves or refuses what is no HTTP. It reports false when the route ended in between: then look again.
-func (c *conn) dispatch(s *snapshot, tp *route.Port, res *sniff.Result, err error) bool {
+// dispatch serves or refuses what is no plain HTTP. It reports false when the route ended in between: then look again. on
+// is where HTTP/1 is spoken behind TLS, nil when the connection is over.
+func (c *conn) dispatch(s *snapshot, tp *route.Port, res *sniff.Result, err error) (on net.Conn, done bool) {
 	switch res.Kind {
 	case sniff.HTTP1:
 		c.unknown(res)
-		return true
+		return nil, true
 	case sniff.TLS:
 		return c.serveTLS(s, tp, res)
 	}
-	return c.serveOther(s, tp, res, err)
+	return nil, c.serveOther(s, tp, res, err)
 }
 
 // patience is how long the client may take to say what it speaks. On a port that also has a route for silent clients
@@ -225,25 +229,6 @@ func (c *conn) identify() bool {
 // reject counts a connection that ends here. What the client sees is a close.
 func (c *conn) reject(why guard.Reason, detail string) {
 	c.e.o.Guard.Reject(why, c.info.Client.Addr(), c.port.Addr.String(), detail)
-}
-
-// serveTLS finds the route for a ClientHello and tunnels it untouched; false as in dispatch.
-func (c *conn) serveTLS(s *snapshot, tp *route.Port, res *sniff.Result) bool {
-	q := route.ConnQuery{Kind: route.ConnTLS, Name: res.Hello.Name, ALPN: res.Hello.ALPN, Client: c.info.Client.Addr()}
-	rule := tp.Conn(&q)
-	switch {
-	case rule == nil && !tp.HasTLS():
-		c.unknown(res)
-	case rule == nil:
-		c.alert(sniff.UnrecognizedName, guard.NoRoute, res.Hello.Name)
-	default:
-		if _, blocked := rule.Route.Action.(plan.Block); blocked {
-			c.alert(sniff.AccessDenied, guard.Denied, res.Hello.Name)
-			break
-		}
-		return c.tunnel(s, rule, res.Bytes, &res.Hello)
-	}
-	return true
 }
 
 // serveOther serves what is neither HTTP/1 nor TLS, or nothing at all; false as in dispatch.
@@ -350,6 +335,9 @@ func (c *conn) describe() Connection {
 	d := Connection{
 		ID: c.info.ID, Client: c.info.Client.String(), Local: c.port.Addr.String(),
 		State: wire.ConnState(c.info.State.Load()).String(), Since: c.info.Since, Target: c.targetText(),
+	}
+	if t := c.secure.Load(); t != nil {
+		d.TLS, d.Name = t.version, t.query.Name
 	}
 	if r := c.route.Load(); r != nil {
 		d.Route = r.Plan.Name

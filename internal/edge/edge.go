@@ -6,6 +6,7 @@ package edge
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/edge/http1"
+	"github.com/quaymaster/quaymaster/internal/edge/terminate"
 	"github.com/quaymaster/quaymaster/internal/guard"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/pools"
@@ -28,14 +30,23 @@ type Options struct {
 	Guard  *guard.Guard
 	Pools  *pools.Pools
 	Proxy  *proxy.Options
-	Claims map[string]func(*route.Request) bool // by the name of an Internal action
-	Access io.Writer                            // access log, one Write a line; nil writes none
+	Claims route.Claims // by the name of an Internal action
+	Access io.Writer    // access log, one Write a line; nil writes none
+
+	// Certificate is what a client is shown whose connection fell under a policy with that source. Default is for one that
+	// names nobody known, Challenge for one that validates a name by tls-alpn-01. No certificate, or an error, is an alert.
+	Certificate func(ctx context.Context, hello *tls.ClientHelloInfo, src plan.CertSource) (*tls.Certificate, error)
+	Default     func(hello *tls.ClientHelloInfo) *tls.Certificate
+	Challenge   func(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Tickets seal the sessions of clients that come back; nil: ones of its own.
+	Tickets *terminate.Tickets
 }
 
 // An Edge serves connections by the plan committed last.
 type Edge struct {
 	o      Options
 	h1     *http1.Options // shared by all connections
+	tls    *terminate.Options
 	access accessLog
 	hellos hellos
 	failed failures
@@ -56,16 +67,23 @@ type Edge struct {
 
 // snapshot is one committed plan, compiled. routes[i] acts for plan.Routes[i].
 type snapshot struct {
-	plan   *plan.Plan
-	table  *route.Table
-	routes []*proxy.Route
-	h1     http1.Settings
+	plan     *plan.Plan
+	table    *route.Table
+	routes   []*proxy.Route
+	policies *terminate.Policies
+	h1       http1.Settings
 }
 
 // New returns an Edge without routes.
 func New(o Options) *Edge {
 	e := &Edge{o: o, quiet: make(chan struct{})}
 	e.access.out = o.Access
+	if e.o.Tickets == nil {
+		e.o.Tickets = new(terminate.Tickets)
+	}
+	e.tls = &terminate.Options{
+		Certificate: o.Certificate, Default: o.Default, Challenge: o.Challenge, Tickets: e.o.Tickets, Protocols: spoken,
+	}
 	e.dialling, e.abandon = context.WithCancel(context.Background())
 	e.h1 = &http1.Options{Handle: handle, Settings: e.settings, Leaving: e.leaving.Load, Draining: e.draining.Load, Refuse: refuseHead}
 	return e
@@ -76,7 +94,7 @@ func (e *Edge) settings() http1.Settings { return e.snap.Load().h1 }
 // step is a prepared snapshot. made are the routes that only it has, gone those that only the old one had.
 type step struct {
 	e          *Edge
-	old, next  *snapshot
+	next       *snapshot
 	made, gone []*proxy.Route
 }
 
@@ -84,25 +102,25 @@ type step struct {
 // change keeps its living side, with all that is counted there.
 func (e *Edge) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 	old := e.snap.Load()
-	var before *route.Table
-	if old != nil {
-		before = old.table
+	if old == nil {
+		old = &snapshot{}
 	}
-	table, err := route.CompileFrom(ctx, before, p, e.o.Claims)
+	table, err := route.CompileFrom(ctx, old.table, p, e.o.Claims)
 	if err != nil {
 		return nil, err
 	}
-	s := &step{e: e, old: old, next: &snapshot{
-		plan: p, table: table, routes: make([]*proxy.Route, len(p.Routes)),
+	policies, err := terminate.Prepare(e.tls, old.policies, p)
+	if err != nil {
+		return nil, err
+	}
+	s := &step{e: e, next: &snapshot{
+		plan: p, table: table, policies: policies, routes: make([]*proxy.Route, len(p.Routes)),
 		h1: http1.Settings{
 			RequestHeader: p.Settings.Timeouts.RequestHeader, KeepAlive: p.Settings.Timeouts.KeepAlive,
 			BodyStall: p.Settings.Timeouts.BodyStall, MaxHeader: p.Settings.MaxHeaderBytes,
 		},
 	}}
-	var was []*proxy.Route
-	if old != nil {
-		was = old.routes
-	}
+	was := old.routes
 	var breath plan.Breath
 	defer breath.End()
 	for i, r := range p.Routes {
@@ -155,6 +173,8 @@ type Connection struct {
 	Client string    `json:"client"`
 	Local  string    `json:"local"`
 	State  string    `json:"state"`
+	TLS    string    `json:"tls,omitempty"`         // version, where it ends here
+	Name   string    `json:"server_name,omitempty"` // that the client asked for
 	Route  string    `json:"route,omitempty"`
 	Target string    `json:"target,omitempty"`
 	Since  time.Time `json:"since"`

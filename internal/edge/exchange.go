@@ -24,9 +24,11 @@ func handle(ex *wire.Exchange) {
 		live.Serve(ex)
 		c.route.Store(nil)
 		live.Life.Drop()
+	case verdict == route.Misdirected:
+		proxy.Refuse(ex, 421, "misdirected", "the host has another TLS policy than the server name of this connection", 0)
 	case verdict == route.Ambiguous:
 		proxy.Refuse(ex, 400, "bad_request", "the path has readings that belong to different routes", 0)
-	case c.portOf(s).TLSOnly(ex.Req.Authority):
+	case c.info.TLS == nil && c.portOf(s).TLSOnly(ex.Req.Authority):
 		proxy.RedirectTLS(ex)
 	default:
 		c.reject(guard.NoRoute, "")
@@ -50,6 +52,9 @@ func (c *conn) choose(ex *wire.Exchange) (*snapshot, *route.Rule, route.Verdict)
 		*q = route.Request{
 			Method: ex.Req.Method, Host: ex.Req.Authority, Target: ex.Req.Target, Client: c.clientOf(ex, s),
 			Fields: &ex.Req,
+		}
+		if t := c.secure.Load(); t != nil {
+			q.TLS, q.Conn, q.Default = t.policy, &t.query, t.fallback
 		}
 		q.Protocols = route.ProtocolsOf(&ex.Req, plan.ProtoHTTP1, ex.Req.Method, ex.Req.Target, ex.Req.Upgrade, nil)
 		rule, verdict := c.portOf(s).Request(q)
@@ -96,6 +101,9 @@ func (c *conn) logExchange(s *snapshot, ex *wire.Exchange) {
 	}
 	if ex.Req.Minor == 0 {
 		e.proto = "HTTP/1.0"
+	}
+	if t := c.secure.Load(); t != nil {
+		e.tls = t.version
 	}
 	c.write(s, &e)
 }

@@ -50,7 +50,7 @@ func large() *plan.Plan {
 
 func mustCompile(tb testing.TB, p *plan.Plan) *Table {
 	tb.Helper()
-	t, err := Compile(context.Background(), p, nil)
+	t, err := Compile(context.Background(), p, Claims{})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func BenchmarkCompileFrom(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := CompileFrom(context.Background(), old, next, nil); err != nil {
+		if _, err := CompileFrom(context.Background(), old, next, Claims{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -351,7 +351,7 @@ func TestC17_NoRequestReachesAnotherRouteThanTheSlowMatcherSays(t *testing.T) {
 	for seed := range uint64(400) {
 		r := rand.New(rand.NewPCG(17, seed))
 		p := randomPlan(r)
-		table, err := Compile(context.Background(), p, nil)
+		table, err := Compile(context.Background(), p, Claims{})
 		if err != nil {
 			if !strings.Contains(err.Error(), "match the same") {
 				t.Fatal(err)
@@ -394,7 +394,7 @@ func TestC17_AnOddPathIsRoutedOnlyIfEveryReadingAgrees(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(18, seed))
 		p := randomPlan(r)
-		table, err := Compile(context.Background(), p, nil)
+		table, err := Compile(context.Background(), p, Claims{})
 		if err != nil {
 			continue
 		}
@@ -471,7 +471,7 @@ func TestC17_NoConnectionReachesAnotherRouteThanTheSlowMatcherSays(t *testing.T)
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(19, seed))
 		p := randomPlan(r)
-		table, err := Compile(context.Background(), p, nil)
+		table, err := Compile(context.Background(), p, Claims{})
 		if err != nil {
 			continue
 		}

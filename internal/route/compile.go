@@ -13,16 +13,24 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
-// Compile makes the table of a plan. claims names, by the name of an internal handler, the func that says whether a
-// request is one of its own; on no the search goes on. The error names two routes that match the same set, or a pattern
-// that nothing can match.
-func Compile(ctx context.Context, p *plan.Plan, claims map[string]func(*Request) bool) (*Table, error) {
+// Claims are, by the name of an internal handler, the funcs that say whether a request or a connection is one of its
+// own; on no the search goes on. A handler of requests without a claim takes whatever its route matches, one of
+// connections takes nothing. They are called on the way of every request and connection that matches the route: they may
+// not wait.
+type Claims struct {
+	Request map[string]func(*Request) bool
+	Conn    map[string]func(*ConnQuery) bool
+}
+
+// Compile makes the table of a plan. The error names two routes that match the same set, or a pattern that nothing can
+// match.
+func Compile(ctx context.Context, p *plan.Plan, claims Claims) (*Table, error) {
 	return CompileFrom(ctx, nil, p, claims)
 }
 
 // CompileFrom is Compile with an earlier table at hand: what that table knows of a route whose pointer is the same is
 // used again.
-func CompileFrom(ctx context.Context, old *Table, p *plan.Plan, claims map[string]func(*Request) bool) (*Table, error) {
+func CompileFrom(ctx context.Context, old *Table, p *plan.Plan, claims Claims) (*Table, error) {
 	b := &builder{ctx: ctx, plan: p, table: &Table{
 		rules:   make([]rule, len(p.Routes)),
 		sockets: make(map[plan.Addr]*socket, len(p.Ports)),
@@ -50,7 +58,10 @@ func CompileFrom(ctx context.Context, old *Table, p *plan.Plan, claims map[strin
 		t.parts[r] = known
 		t.rules[i] = rule{Rule: Rule{Route: r, Index: i}, parts: known}
 		if a, ok := r.Action.(plan.Internal); ok {
-			t.rules[i].claim = claims[a.Name]
+			t.rules[i].claim = claims.Request[a.Name]
+			if t.rules[i].connClaim = claims.Conn[a.Name]; t.rules[i].connClaim == nil {
+				t.rules[i].connClaim = nobody
+			}
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -65,6 +76,9 @@ func CompileFrom(ctx context.Context, old *Table, p *plan.Plan, claims map[strin
 	}
 	return t, nil
 }
+
+// nobody is the claim of a handler that has none.
+func nobody(*ConnQuery) bool { return false }
 
 type builder struct {
 	ctx    context.Context
@@ -191,26 +205,53 @@ func (b *builder) port(members []member) *Port {
 		if r.requests || r.Route.TLS != nil || r.byName || r.hosts[0].class != anyHost || r.takes != first.takes {
 			p.tunnelOnly = false
 		}
-		if r.Route.TLS != nil {
-			for _, h := range r.hosts {
-				p.tls.add(h)
-			}
-		}
+		p.addTLS(r)
+	}
+	if p.mixed {
+		p.policy = nil
 	}
 	if b.ctx.Err() != nil {
 		return p
 	}
-	for rank, s := range b.sorted(members, true) {
+	for rank, s := range b.sorted(members, connStage) {
 		p.conn.add(s.host, nil, s.rule.entry(rank, false))
 		b.yield()
 	}
-	for rank, s := range b.sorted(members, false) {
-		p.request.add(s.host, s.path, s.rule.entry(rank, s.rule.requestCount == 0 && s.rule.claim == nil))
+	p.conn.link(b.yield)
+	b.fill(&p.request, members, plainStage)
+	b.fill(&p.secure, members, secureStage)
+	return p
+}
+
+// fill makes the index of a stage of requests.
+func (b *builder) fill(x *index, members []member, st stage) {
+	for rank, s := range b.sorted(members, st) {
+		x.add(s.host, s.path, s.rule.entry(rank, s.rule.requestCount == 0 && s.rule.claim == nil))
 		b.yield()
 	}
-	p.conn.link(b.yield)
-	p.request.link(b.yield)
-	return p
+	x.link(b.yield)
+}
+
+// addTLS notes what a rule says of TLS on the port.
+func (p *Port) addTLS(r *rule) {
+	if r.takes&plan.ProtoTLS == 0 || r.internal && !r.secure {
+		return // challenges of ours are no policy
+	}
+	t := r.Route.TLS
+	switch {
+	case !t.Ends():
+		p.mixed = true
+	case p.policy == nil:
+		p.policy = t
+	case !p.policy.SamePolicy(t):
+		p.mixed = true
+	}
+	p.hasSecure = p.hasSecure || r.secure
+	if t != nil {
+		for _, h := range r.hosts {
+			p.tls.add(h)
+		}
+	}
 }
 
 func (r *rule) entry(rank int, free bool) entry {
@@ -237,17 +278,37 @@ type spot struct {
 	narrow uint8
 }
 
+// stage is one of the questions a table answers.
+type stage uint8
+
+const (
+	connStage   stage = iota // what becomes of a connection
+	plainStage               // of a request on a plain connection
+	secureStage              // of a request on a connection whose TLS ends here
+)
+
+// in reports whether the rule has a say in a stage.
+func (r *rule) in(st stage) bool {
+	switch st {
+	case connStage:
+		return r.takes != 0
+	case secureStage:
+		return r.secure
+	}
+	return r.requests
+}
+
 // sorted lists the spots of one stage in the order of their precedence.
-func (b *builder) sorted(members []member, conn bool) []spot {
+func (b *builder) sorted(members []member, st stage) []spot {
 	list := make([]spot, 0, len(members))
 	for _, m := range members {
 		r := &b.table.rules[m.rule]
 		s := spot{rule: r, count: r.requestCount, narrow: r.requestNarrow}
 		paths := r.paths
-		if conn {
+		if st == connStage {
 			s.count, s.narrow, paths = r.connCount, r.connNarrow, anyPaths
 		}
-		if conn && r.takes == 0 || !conn && !r.requests {
+		if !r.in(st) {
 			continue
 		}
 		if m.exact {
@@ -305,7 +366,7 @@ func (b *builder) twins() error {
 	for i := range b.table.rules {
 		b.yield()
 		r := &b.table.rules[i]
-		if r.claim != nil {
+		if r.claim != nil || r.connClaim != nil && r.takes != 0 {
 			continue // it takes only what is its own
 		}
 		key = r.identity(key[:0])
@@ -357,6 +418,9 @@ func (r *rule) identity(k []byte) []byte {
 	}
 	if r.byName {
 		k[len(k)-1] += 2
+	}
+	if r.secure {
+		k[len(k)-1] += 4
 	}
 	part := func(list []string) {
 		slices.Sort(list)

@@ -20,8 +20,12 @@ type Step struct {
 func (p *Port) ExplainRequest(q *Request) []Step {
 	rule, verdict := p.Request(q)
 	host, path := normalise(nil, q.Host), pathOf(q.Target)
+	st := plainStage
+	if q.TLS != nil {
+		st = secureStage
+	}
 	var out []Step
-	for _, m := range p.candidates(false, func(s spot) bool { return s.host.takes(host) && p.takesPath(candidate{s}, path) }) {
+	for _, m := range p.candidates(st, func(s spot) bool { return s.host.takes(host) && p.takesPath(candidate{s}, path) }) {
 		s := Step{Rule: &m[0].rule.Rule}
 		switch reason := p.whyNotRequest(q, m); {
 		case verdict == Ambiguous:
@@ -33,6 +37,8 @@ func (p *Port) ExplainRequest(q *Request) []Step {
 			s.Matched = true
 		case reason != "":
 			s.Reason = reason
+		case verdict == Misdirected:
+			s.Reason = "its host has another TLS policy than the connection's server name, so the request is answered 421"
 		case verdict == NoRoute:
 			s.Reason = "its host has TLS routes on this port, which are not bypassed by name"
 		default:
@@ -40,15 +46,15 @@ func (p *Port) ExplainRequest(q *Request) []Step {
 		}
 		out = append(out, s)
 	}
-	return append(out, p.unseen(false)...)
+	return append(out, p.unseen(st)...)
 }
 
 // ExplainConn answers a connection the way Conn does, and says of every other rule of the port why it was not it.
 func (p *Port) ExplainConn(q *ConnQuery) []Step {
 	rule := p.Conn(q)
-	host := normalise(nil, q.Name)
+	host := q.host(nil)
 	var out []Step
-	for _, m := range p.candidates(true, func(s spot) bool { return s.host.takes(host) }) {
+	for _, m := range p.candidates(connStage, func(s spot) bool { return s.host.takes(host) }) {
 		s := Step{Rule: &m[0].rule.Rule}
 		switch reason := whyNotConn(q, m); {
 		case s.Rule == rule:
@@ -60,16 +66,16 @@ func (p *Port) ExplainConn(q *ConnQuery) []Step {
 		}
 		out = append(out, s)
 	}
-	return append(out, p.unseen(true)...)
+	return append(out, p.unseen(connStage)...)
 }
 
 // candidate is a rule of one stage with all of its spots.
 type candidate []spot
 
 // candidates lists the rules of a stage in the order of the spots they would match at, or else of their first.
-func (p *Port) candidates(conn bool, fits func(spot) bool) []candidate {
+func (p *Port) candidates(st stage, fits func(spot) bool) []candidate {
 	b := &builder{table: p.table}
-	spots := b.sorted(p.members, conn)
+	spots := b.sorted(p.members, st)
 	all, fit := map[*rule]candidate{}, map[*rule]int{}
 	for i, s := range spots {
 		all[s.rule] = append(all[s.rule], s)
@@ -88,26 +94,36 @@ func (p *Port) candidates(conn bool, fits func(spot) bool) []candidate {
 	return out
 }
 
-// unseen lists the rules of the port that belong to the other stage.
-func (p *Port) unseen(conn bool) []Step {
+// unseen lists the rules of the port that have no say in the stage.
+func (p *Port) unseen(st stage) []Step {
 	var out []Step
 	for _, m := range p.members {
 		r := &p.table.rules[m.rule]
-		switch {
-		case conn && r.takes == 0:
-			out = append(out, Step{Rule: &r.Rule, Reason: "is for plain requests"})
-		case !conn && !r.requests && r.Route.TLS != nil:
-			out = append(out, Step{Rule: &r.Rule, Reason: "is for clients that start TLS"})
-		case !conn && !r.requests:
-			out = append(out, Step{Rule: &r.Rule, Reason: "is a tunnel for " + strings.Join(r.takes.Names(), ", ")})
+		if r.in(st) {
+			continue
 		}
+		s := Step{Rule: &r.Rule}
+		switch {
+		case st == connStage:
+			s.Reason = "is for plain requests"
+		case st == secureStage && r.Route.TLS == nil && r.requests:
+			s.Reason = "is for plain requests, and this one comes over TLS"
+		case r.Route.TLS != nil:
+			s.Reason = "is for clients that start TLS"
+			if st == secureStage {
+				s.Reason = "passes TLS through to its target"
+			}
+		default:
+			s.Reason = "is a tunnel for " + strings.Join(r.takes.Names(), ", ")
+		}
+		out = append(out, s)
 	}
 	return out
 }
 
 func whyNotConn(q *ConnQuery, spots candidate) string {
 	r := spots[0].rule
-	host := normalise(nil, q.Name)
+	host := q.host(nil)
 	if !takesHost(r, host) {
 		return hostReason(r, q.Name)
 	}
@@ -120,6 +136,8 @@ func whyNotConn(q *ConnQuery, spots candidate) string {
 		return fmt.Sprintf("wants ALPN for %s, and the hello offers %v", strings.Join(r.alpn.Names(), ", "), q.ALPN)
 	case faultClient:
 		return clientReason(r, q.Client)
+	case faultClaim:
+		return "our own handler " + r.Route.Action.(plan.Internal).Name + " waits for no such connection"
 	}
 	return ""
 }

@@ -59,7 +59,7 @@ func TestExplainAgreesWithTheLookup(t *testing.T) {
 	for seed := range uint64(100) {
 		r := rand.New(rand.NewPCG(5, seed))
 		p := randomPlan(r)
-		table, err := Compile(t.Context(), p, nil)
+		table, err := Compile(t.Context(), p, Claims{})
 		if err != nil {
 			continue
 		}

@@ -45,7 +45,7 @@ func FuzzHost(f *testing.F) {
 		if err != nil {
 			return
 		}
-		table, err := Compile(t.Context(), planOf(route("r", hosts(pattern))), nil)
+		table, err := Compile(t.Context(), planOf(route("r", hosts(pattern))), Claims{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,7 @@ func FuzzPath(f *testing.F) {
 		f.Add(s[0], s[1])
 	}
 	f.Fuzz(func(t *testing.T, pattern, target string) {
-		table, err := Compile(t.Context(), planOf(route("r", paths(pattern))), nil)
+		table, err := Compile(t.Context(), planOf(route("r", paths(pattern))), Claims{})
 		if err != nil {
 			return
 		}

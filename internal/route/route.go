@@ -79,13 +79,16 @@ func placeOf(a plan.Addr) place {
 
 // A Port is what the clients of one listening address may see.
 type Port struct {
-	conn, request index
-	tls           names // hosts of routes with a tls block
-	members       []member
-	table         *Table
-	scratch       *sync.Pool
+	conn, request, secure index
+	tls                   names     // hosts of routes with a tls block
+	policy                *plan.TLS // of every client that starts TLS here; nil: it depends, or there is none
+	members               []member
+	table                 *Table
+	scratch               *sync.Pool
 
-	hasTLS, hasTCP, hasHTTP, tunnelOnly bool
+	hasTLS, hasTCP, hasHTTP, hasSecure, tunnelOnly bool
+
+	mixed bool // more than one policy, while it is compiled
 }
 
 // HasTLS reports whether a client that starts TLS can be served at all.
@@ -96,6 +99,9 @@ func (p *Port) HasTCP() bool { return p.hasTCP }
 
 // HasHTTP reports whether plain requests have any rule here.
 func (p *Port) HasHTTP() bool { return p.hasHTTP }
+
+// Ends reports whether the TLS of any client ends here.
+func (p *Port) Ends() bool { return p.hasSecure }
 
 // TunnelOnly reports whether nothing a client says could change its rule: every route is a tunnel without domains, and
 // all take the same protocols. Such a port is not sniffed, so that the target may speak first.
@@ -129,6 +135,7 @@ type ConnQuery struct {
 	Name   string   // of the TLS hello; "" if none
 	ALPN   []string // of the TLS hello
 	Client netip.Addr
+	Local  netip.Addr // where it arrived: what a hello without a name asked for; may be zero
 
 	any bool // whatever is said, the rule is the same
 }
@@ -136,9 +143,22 @@ type ConnQuery struct {
 // Conn returns the rule of a connection, nil if there is none.
 func (p *Port) Conn(q *ConnQuery) *Rule {
 	var buf [maxHost]byte
+	return p.connRule(q.host(buf[:0]), q)
+}
+
+// host appends what the query is looked up by to dst, which has room for maxHost bytes.
+func (q *ConnQuery) host(dst []byte) []byte {
+	if q.Kind == ConnTLS && q.Name == "" && q.Local.IsValid() {
+		return plainAddr(q.Local).AppendTo(dst)
+	}
+	return normalise(dst, q.Name)
+}
+
+// connRule is Conn for a host in the form in which hosts are compared.
+func (p *Port) connRule(host []byte, q *ConnQuery) *Rule {
 	best, hit := noRank, (*rule)(nil)
 	client := plainAddr(q.Client)
-	for g := p.conn.find(normalise(buf[:0], q.Name)); g != nil && g.chain < best; g = g.up {
+	for g := p.conn.find(host); g != nil && g.chain < best; g = g.up {
 		for i := range g.any {
 			e := &g.any[i]
 			if e.rank >= best {
@@ -170,39 +190,97 @@ type Request struct {
 	Client    netip.Addr
 	Protocols plan.Protocols // see ProtocolsOf
 	Fields    Fields         // may be nil
+
+	// TLS is the policy of the connection, if it ended here; nil on a plain one. Then Conn is the question whose answer
+	// it was. Default tells that no rule gave it, but the certificate for clients that name nobody known.
+	TLS     *plan.TLS
+	Conn    *ConnQuery
+	Default bool
 }
 
 // Verdict says how a request was answered.
 type Verdict uint8
 
 // The verdicts. An Ambiguous request has a path that different servers read differently, and the readings fall under
-// different rules; it is to be refused with 400.
+// different rules; it is to be refused with 400. A Misdirected one came on a TLS connection that its host does not share
+// (RFC 9110 section 15.5.20); it is to be refused with 421.
 const (
 	NoRoute Verdict = iota
 	Found
 	Ambiguous
+	Misdirected
 )
 
-func (v Verdict) String() string { return [...]string{"no route", "found", "ambiguous"}[v] }
+func (v Verdict) String() string {
+	return [...]string{"no route", "found", "ambiguous", "misdirected"}[v]
+}
 
-// Request returns the rule of a request of a plain connection. The rule is nil unless the verdict is Found.
+// Request returns the rule of a request. One on a plain connection sees the rules without TLS, one whose connection's
+// TLS ended here those that end it. The rule is nil unless the verdict is Found.
 func (p *Port) Request(q *Request) (*Rule, Verdict) {
 	var buf [maxHost]byte
 	host := normalise(buf[:0], q.Host)
-	g := p.request.find(host)
 	w := walk{q: q, client: plainAddr(q.Client), scratch: p.scratch, best: noRank}
+	if q.TLS != nil {
+		return p.secureRequest(&w, host)
+	}
+	g := p.request.find(host)
 	if g == nil {
 		return nil, NoRoute
 	}
-	if !g.paths {
-		w.groups(g, nil)
-	} else if !w.readings(g, pathOf(q.Target)) {
+	if !w.search(g) {
 		return nil, Ambiguous
 	}
 	if w.hit == nil || w.byName && p.tls.has(host) {
 		return nil, NoRoute
 	}
 	return &w.hit.Rule, Found
+}
+
+// search looks in a group and those above it, and reports false for an ambiguous path.
+func (w *walk) search(g *group) bool {
+	if !g.paths {
+		w.groups(g, nil)
+		return true
+	}
+	return w.readings(g, pathOf(w.q.Target))
+}
+
+// secureRequest is Request for a connection whose TLS ended here.
+func (p *Port) secureRequest(w *walk, host []byte) (*Rule, Verdict) {
+	g := p.secure.find(host)
+	clear := g == nil || w.search(g)
+	switch {
+	case w.hit != nil && !w.q.admitted(w.hit.Route.TLS), !p.shares(w, host):
+		return nil, Misdirected
+	case !clear:
+		return nil, Ambiguous
+	case w.hit == nil:
+		return nil, NoRoute
+	}
+	return &w.hit.Rule, Found
+}
+
+// shares reports whether a connection that asked for this host would have come under the policy of this one.
+func (p *Port) shares(w *walk, host []byte) bool {
+	q := w.q
+	if w.hit != nil && host != nil && string(host) == q.Conn.Name {
+		return true // the ordinary case
+	}
+	if q.Default && q.Conn.Name == "" {
+		return true // it could not say better, and what it is admitted to was judged
+	}
+	if t := p.policy; t != nil {
+		return t == q.TLS || q.TLS.SamePolicy(t) || p.connRule(host, q.Conn) == nil
+	}
+	r := p.connRule(host, q.Conn)
+	return r == nil || q.TLS.SamePolicy(r.Route.TLS)
+}
+
+// admitted reports whether the client has shown what a rule under t demands, whatever certificate it was shown itself.
+func (q *Request) admitted(t *plan.TLS) bool {
+	return t == q.TLS || t.MinVersion <= q.TLS.MinVersion &&
+		(t.ClientAuth == q.TLS.ClientAuth || t.ClientAuth.Mode == "none" || t.ClientAuth.Mode == "")
 }
 
 // TLSOnly reports whether a host has routes on this port, and all of them want TLS: its plain requests are answered

@@ -254,14 +254,14 @@ func TestEveryConditionMustHold(t *testing.T) {
 
 func TestAClaimThatSaysNoPassesTheRequestOn(t *testing.T) {
 	p := planOf(route("challenge", paths("/.well-known/acme-challenge/*"), action(plan.Internal{Name: "challenge"}), priority(9)), route("user", hosts("a.x")))
-	table, err := Compile(context.Background(), p, map[string]func(*Request) bool{
+	table, err := Compile(context.Background(), p, Claims{Request: map[string]func(*Request) bool{
 		"challenge": func(q *Request) bool { return strings.HasSuffix(string(q.Target), "/ours") },
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Two claims may share a match: each takes only what is its own.
-	if _, err := Compile(context.Background(), planOf(p.Routes[0], p.Routes[0]), map[string]func(*Request) bool{"challenge": func(*Request) bool { return false }}); err != nil {
+	if _, err := Compile(context.Background(), planOf(p.Routes[0], p.Routes[0]), Claims{Request: map[string]func(*Request) bool{"challenge": func(*Request) bool { return false }}}); err != nil {
 		t.Error(err)
 	}
 	checkAll(t, table.Port(plan.Addr{Port: 80}, loopback), []asked{
@@ -458,7 +458,7 @@ func TestTwoRoutesThatMatchTheSameAreAnError(t *testing.T) {
 	} {
 		p := planOf(c.x, c.y, route("third", on(plan.Addr{Port: 90})))
 		p.Where = map[string]plan.Pos{"route/a": {File: "q.yaml", Line: 3}, "route/b": {File: "q.yaml", Line: 9}}
-		_, err := Compile(context.Background(), p, nil)
+		_, err := Compile(context.Background(), p, Claims{})
 		if (err != nil) != c.same {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -481,7 +481,7 @@ func TestPatternsThatNothingMatchesAreErrors(t *testing.T) {
 		"missing closing":      route("r", func(r *plan.Route) { r.Match.Headers = []plan.FieldMatch{{Name: "A", Regex: "("}} }),
 		"at most 1000 are all": route("r", func(r *plan.Route) { r.Match.Query = []plan.FieldMatch{{Name: "A", Regex: strings.Repeat("a", 2000)}} }),
 	} {
-		_, err := Compile(context.Background(), planOf(r), nil)
+		_, err := Compile(context.Background(), planOf(r), Claims{})
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "route r: ") {
 			t.Errorf("%v, want %q", err, want)
 		}
@@ -491,7 +491,7 @@ func TestPatternsThatNothingMatchesAreErrors(t *testing.T) {
 func TestACompileThatIsCalledOffEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Compile(ctx, large(), nil); !errors.Is(err, context.Canceled) {
+	if _, err := Compile(ctx, large(), Claims{}); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
@@ -500,7 +500,7 @@ func TestCompilingFromAnEarlierTableGivesTheSameAnswers(t *testing.T) {
 	p := planOf(route("a", hosts("a.x")), route("b", hosts("b.x")), route("c"))
 	old := mustCompile(t, p)
 	next := planOf(p.Routes[0], route("d", hosts("d.x")), p.Routes[2])
-	table, err := CompileFrom(context.Background(), old, next, nil)
+	table, err := CompileFrom(context.Background(), old, next, Claims{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,7 @@ type parts struct {
 	takes     plan.Protocols // kinds of connection; 0: none
 	alpn      plan.Protocols // ProtoHTTP1 and ProtoH2 where the hello must offer them
 	requests  bool           // seen by plain requests
+	secure    bool           // seen by requests on connections whose TLS ends here
 	protocols plan.Protocols // kinds of request; 0: any
 
 	connCount, requestCount   int // conditions besides host and path
@@ -41,7 +42,8 @@ type parts struct {
 type rule struct {
 	Rule
 	*parts
-	claim func(*Request) bool
+	claim     func(*Request) bool
+	connClaim func(*ConnQuery) bool
 }
 
 // fieldCond is a condition on a header field or a query parameter.
@@ -162,11 +164,12 @@ func (p *parts) stages(r *plan.Route) {
 	}
 	if r.TLS != nil {
 		p.takes |= plan.ProtoTLS
-		if named == 0 {
+		if named == 0 && !r.TLS.Ends() {
 			p.alpn = m.Protocols & (plan.ProtoHTTP1 | plan.ProtoH2)
 		}
 	}
 	p.requests = r.TLS == nil && !tunnel && (named == 0 || p.protocols != 0)
+	p.secure = r.TLS.Ends() && !tunnel
 
 	p.connCount = count
 	if p.takes != 0 && !p.byName {
@@ -234,6 +237,8 @@ func (r *rule) connFault(q *ConnQuery, client netip.Addr) fault {
 		return faultALPN
 	case !r.client(client):
 		return faultClient
+	case r.connClaim != nil && !r.connClaim(q):
+		return faultClaim
 	}
 	return faultNone
 }

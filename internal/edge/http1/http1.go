@@ -46,10 +46,14 @@ const (
 	lastByte = time.Second
 )
 
+// A waiter is a connection that can wait for bytes without being given a buffer to read into.
+type waiter interface{ Await() error }
+
 // conn is one client connection. It is all that stays while the connection is idle.
 type conn struct {
 	c           net.Conn
 	raw         syscall.RawConn // nil where c is no socket
+	await       waiter          // nil where c is none
 	info        *wire.ConnInfo
 	o           *Options
 	read, write wire.Clock
@@ -76,6 +80,7 @@ func Serve(c net.Conn, info *wire.ConnInfo, first *wire.Buffer, o *Options) erro
 			k.raw, k.try = raw, k.tryRead
 		}
 	}
+	k.await, _ = c.(waiter)
 	k.got = first
 	for {
 		if k.got == nil {
@@ -130,6 +135,19 @@ func (k *conn) receive() error {
 			return err
 		}
 		return k.err
+	}
+	if k.await != nil {
+		if err := k.await.Await(); err != nil {
+			return err
+		}
+		b := wire.GetBuffer()
+		n, err := b.Fill(k.c, defaultHeader)
+		if n == 0 {
+			b.Put()
+			return err
+		}
+		k.got = b
+		return nil
 	}
 	var one [1]byte
 	if n, err := k.c.Read(one[:]); n == 0 {
