@@ -36,8 +36,9 @@ type Options struct {
 	// Listening reports whether that port is accepted on. nil: it is.
 	Listening func(plan.Addr) bool
 	// OCSP fetches what responders say; nil: a client of our own.
-	OCSP *http.Client
-	Now  func() time.Time // nil: time.Now
+	OCSP  *http.Client
+	Now   func() time.Time // nil: time.Now
+	Every time.Duration    // between two looks at files and at what is due; 0: two seconds
 }
 
 // Certs follows the certificates of the plan.
@@ -62,6 +63,9 @@ func New(o Options) *Certs {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Every <= 0 {
+		o.Every = tick
 	}
 	c := &Certs{o: o, wake: make(chan struct{}, 1)}
 	c.auto = acme.New(acme.Options{Log: o.Log, Registry: o.Registry, State: o.State, Events: o.Events, Listening: o.Listening})
@@ -131,7 +135,8 @@ func (c *Certs) stir() {
 	}
 }
 
-// tick is how often files are compared, and what is due is looked for.
+// tick is how often files are compared, and what is due is looked for. The kernel is not asked to tell: it does not for
+// links that point elsewhere, nor for files that somebody else's machine keeps.
 const tick = 2 * time.Second
 
 // Run renews, orders, and watches files, until ctx ends.
@@ -156,7 +161,7 @@ func (c *Certs) Run(ctx context.Context) error {
 		start := time.Now()
 		c.tend(ctx)
 		c.watch(ctx)
-		pause.Reset(max(tick, 100*time.Since(start))) // a hundredth of a processor at most, however many files there are
+		pause.Reset(max(c.o.Every, 100*time.Since(start))) // a hundredth of a processor at most, however many files there are
 	}
 }
 
