@@ -1,0 +1,140 @@
+package apps
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// step is one plan on its way in.
+type step struct {
+	s    *Apps
+	apps []*plan.App
+	urls map[string]string
+}
+
+// Prepare looks for what would keep an app from being started that is new or another one: each is named, and the plan is
+// refused. The first plan is followed as far as it can be; an app that cannot be started says so.
+func (s *Apps) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
+	s.recover()
+	s.mu.Lock()
+	first := s.first
+	s.mu.Unlock()
+	if !first {
+		var errs []error
+		for _, want := range p.Apps {
+			if err := s.preflight(ctx, want); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		if len(errs) > 0 {
+			return nil, errors.Join(errs...)
+		}
+	}
+	return &step{s: s, apps: p.Apps, urls: urls(p)}, nil
+}
+
+// preflight checks an app of a plan unless it is one that is there already. Images are looked for when they are started.
+func (s *Apps) preflight(ctx context.Context, want *plan.App) error {
+	if a := s.app(want.Name); want.Image != "" || a != nil && a.seen().want == want {
+		return nil
+	}
+	r := s.opt.Runner(want)
+	if r == nil {
+		return &PreflightError{want.Name, []error{errors.New("nothing on this machine runs apps of its kind")}}
+	}
+	if errs := r.Check(ctx, want); len(errs) > 0 {
+		return &PreflightError{want.Name, errs}
+	}
+	return nil
+}
+
+// Commit makes the apps of the plan the wish of their owners.
+func (t *step) Commit() {
+	s := t.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.first, s.urls = false, t.urls
+	if s.closed {
+		return
+	}
+	wanted := make(map[string]bool, len(t.apps))
+	for _, want := range t.apps {
+		wanted[want.Name] = true
+		a := s.apps[want.Name]
+		if a == nil {
+			a = s.newApp(want.Name)
+		}
+		a.post(func() { a.begins = true; a.follow(want) })
+	}
+	for name, a := range s.apps {
+		if !wanted[name] {
+			a.post(func() { a.begins = true; a.follow(nil) })
+		}
+	}
+}
+
+// Retire has nothing to do: what is out of the plan ends in its own time.
+func (t *step) Retire() {}
+
+// Abort has nothing to undo.
+func (t *step) Abort() {}
+
+// url is where an app is reached through us, or "".
+func (s *Apps) url(name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.urls[name]
+}
+
+// urls finds for each app the first route that leads to it.
+func urls(p *plan.Plan) map[string]string {
+	byUpstream := make(map[string]string)
+	for _, u := range p.Upstreams {
+		for _, t := range u.Targets {
+			if t.App != "" && byUpstream[u.Name] == "" {
+				byUpstream[u.Name] = t.App
+			}
+		}
+	}
+	out := make(map[string]string)
+	for _, r := range p.Routes {
+		f, ok := r.Action.(plan.Forward)
+		if !ok || byUpstream[f.Upstream] == "" || out[byUpstream[f.Upstream]] != "" {
+			continue
+		}
+		if u := urlOf(r); u != "" {
+			out[byUpstream[f.Upstream]] = u
+		}
+	}
+	return out
+}
+
+// urlOf is the address of a route as a browser on this machine would have it.
+func urlOf(r *plan.Route) string {
+	scheme, usual := "http", uint16(80)
+	if r.TLS.Ends() {
+		scheme, usual = "https", 443
+	}
+	host := "localhost"
+	for _, d := range r.Match.Domains {
+		if !strings.Contains(d, "*") {
+			host = d
+			break
+		}
+	}
+	for _, at := range r.Match.Ports {
+		if at.Network != plan.TCP || at.Port == 0 {
+			continue
+		}
+		if at.Port == usual {
+			return scheme + "://" + host
+		}
+		return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(int(at.Port)))
+	}
+	return ""
+}

@@ -1,0 +1,473 @@
+package apps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/quaymaster/quaymaster/internal/apps/run"
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// What happens to an app is told by one method for each event. They note facts; step then does the next thing that the
+// facts want, and show tells of the state that they make. So every order of events, a stop in the middle of a start
+// among them, comes to the same end.
+
+// follow is a new entry of the plan; nil takes the app out of it.
+func (a *app) follow(want *plan.App) {
+	if want == a.want && want != nil {
+		return
+	}
+	first := a.want == nil
+	changed := !first && want != nil && runKey(want) != runKey(a.want)
+	a.want = want
+	if want == nil {
+		a.on = false
+		return
+	}
+	a.freeing, a.freed = false, false
+	a.out.follow(want.Logs)
+	if changed {
+		a.clear() // the entry may be what was wrong
+	}
+	a.tune()
+	if first && (want.Start == "always" || len(a.adopt) > 0) && !a.held {
+		a.on = true
+	}
+	if !first && want.Start == "always" && !a.held && a.view.state != Sleeping {
+		a.on = true
+	}
+}
+
+// tune lets an instance that can stay follow what may change under it.
+func (a *app) tune() {
+	i := a.cur
+	if i == nil || i.key != runKey(a.want) {
+		return
+	}
+	was := i.spec.Health
+	i.spec = a.want
+	if i.phase == serving && !reflect.DeepEqual(was, a.want.Health) {
+		i.stopHealth()
+		a.sick = ""
+		a.check(i)
+		a.tellPools()
+	}
+}
+
+// start is asked for by a person.
+func (a *app) start() {
+	if a.closing {
+		return
+	}
+	a.clear()
+	a.held, a.on = false, true
+	a.keepRecord()
+}
+
+// stop is asked for by a person.
+func (a *app) stop() {
+	a.clear()
+	a.held, a.on, a.redo, a.anew = true, false, false, false
+	a.keepRecord()
+}
+
+// restart is asked for by a person.
+func (a *app) restart(anew bool) {
+	a.start()
+	a.redo = a.cur != nil || a.next != nil
+	a.anew = a.anew || anew
+}
+
+// clear forgets what kept the app from being started.
+func (a *app) clear() {
+	a.exits, a.delay, a.pause, a.stuck, a.why, a.busy, a.late, a.refused = nil, 0, time.Time{}, "", "", 0, false, ""
+}
+
+// refuse keeps the instance that serves, since the one of the new entry does not.
+func (a *app) refuse(i *instance, err error) {
+	if a.cur != nil {
+		a.lease = a.cur.lease
+	}
+	a.refused, a.why = i.key, "the new entry does not come up, and the one before goes on: "+err.Error()
+	a.s.opt.Log.Warn("app keeps its old entry", "app", a.name, "err", err)
+	a.s.opt.Events("app.refused", a.name, a.why)
+}
+
+// unstarted is an instance that could not be started.
+func (a *app) unstarted(i *instance, err error, beside bool) {
+	var port *run.PortError
+	var preflight *PreflightError
+	switch {
+	case beside && errors.As(err, &port) && i.spec.OnPortBusy == "next" && a.busy < busyPorts:
+		a.busy++ // another one is tried at once
+	case beside:
+		a.refuse(i, err)
+	case errors.As(err, &port):
+		a.portTaken(port)
+	case errors.As(err, &preflight):
+		a.fail(err.Error())
+	default:
+		a.crashed(&Exit{At: time.Now(), Text: "not started: " + err.Error()}, nil)
+	}
+}
+
+// ready is the end of an instance's probes.
+func (a *app) probed(i *instance, err error) {
+	if i.phase != probing {
+		return
+	}
+	if err == nil {
+		a.serves(i)
+		return
+	}
+	if i == a.next {
+		a.refuse(i, err)
+		a.retire(i)
+		return
+	}
+	i.blame = err.Error()
+	a.retire(i)
+	a.crashed(&Exit{At: time.Now(), Text: i.blame, Uptime: time.Since(i.began)}, i.tap.lastErrors())
+	a.late = true
+}
+
+// waits is why an instance is not ready yet.
+func (a *app) waits(i *instance, reason string) {
+	if i.phase == probing {
+		i.blame = reason
+	}
+}
+
+// checked is the result of so many health checks that it counts; nil is well.
+func (a *app) checked(i *instance, err error) {
+	if i != a.cur || i.phase != serving {
+		return
+	}
+	was := a.sick
+	a.sick = ""
+	if err != nil {
+		a.sick = err.Error()
+	}
+	if (was == "") == (a.sick == "") {
+		return
+	}
+	if a.sick != "" && i.spec.Health.OnUnhealthy == "restart" {
+		a.crashed(&Exit{At: time.Now(), Text: "unhealthy: " + a.sick, Uptime: time.Since(i.began)}, nil)
+		a.sick = ""
+		a.retire(i)
+		return
+	}
+	a.tellPools()
+}
+
+// ended is an instance whose group is gone.
+func (a *app) ended(i *instance, r run.Instance) {
+	if i.run != r {
+		return // it was left, and found again
+	}
+	wanted, beside := i == a.cur || i == a.next, i == a.next
+	was := i.phase
+	a.lose(i)
+	if was == serving {
+		a.tellPools()
+	}
+	exit := i.run.Exit()
+	e := &Exit{At: exit.At, Text: exit.String(), Uptime: exit.At.Sub(i.began)}
+	if e.At.IsZero() {
+		e.At, e.Uptime = time.Now(), time.Since(i.began)
+	}
+	if i.blame == "" || wanted {
+		a.last = e
+	}
+	a.out.note("ended: " + e.Text)
+	if i.lease != nil {
+		a.leave(i.lease)
+	}
+	a.keepRecord()
+	switch {
+	case !wanted:
+		return
+	case beside:
+		a.refuse(i, errors.New(e.Text+said(i.tap.lastErrors())))
+		return
+	}
+	if p, ok := i.run.(interface{ PortTaken() *run.PortError }); ok && !i.ready {
+		if taken := p.PortTaken(); taken != nil {
+			a.portTaken(taken)
+			return
+		}
+	}
+	a.exited(i, exit, e)
+}
+
+// drowse puts an app to sleep that nobody uses.
+func (a *app) drowse() {
+	if a.want == nil || a.want.IdleStop <= 0 || a.cur == nil || a.cur.phase != serving || a.next != nil {
+		return
+	}
+	n, last := a.s.opt.Pools.Use(a.name)
+	if last.Before(a.view.since) {
+		last = a.view.since
+	}
+	if n == 0 && time.Since(last) >= a.want.IdleStop && !a.s.leaned(a.name) {
+		a.on, a.why = false, ""
+	}
+}
+
+// step does the next thing that the facts want.
+func (a *app) step() {
+	if !a.begins {
+		return
+	}
+	a.recall()
+	a.drowse()
+	if a.want == nil || !a.on || a.redo {
+		a.down()
+	} else {
+		a.upward()
+	}
+	a.show()
+	a.rest()
+}
+
+// down ends what runs.
+func (a *app) down() {
+	if a.closing && a.s.leaned(a.name) {
+		return // those that depend on it end first
+	}
+	for _, i := range []*instance{a.next, a.cur} {
+		if i != nil {
+			a.retire(i)
+		}
+	}
+	a.redo = false
+	if a.living() > 0 || len(a.adopt) > 0 || a.want != nil && a.on {
+		return
+	}
+	if a.sock != nil {
+		a.dropSocket()
+		if l := a.lease; l != nil {
+			a.portWork(func(ctx context.Context) { _ = l.Reclaim(ctx) }) // one that is busy says so where leases are listed
+		}
+	}
+	if a.want == nil && !a.freeing && !a.closing {
+		a.freeing = true
+		a.portWork(func(ctx context.Context) {
+			if err := a.s.opt.Ports.Release(ctx, a.name); err != nil && ctx.Err() == nil {
+				a.s.opt.Log.Warn("port of an app is not given back", "app", a.name, "err", err)
+			}
+			a.post(func() { a.freed = a.freeing })
+		})
+	}
+}
+
+// portWork changes leases besides the owner. Nothing is started meanwhile.
+func (a *app) portWork(f func(ctx context.Context)) {
+	a.working++
+	a.aside(func(ctx context.Context) {
+		f(ctx)
+		a.post(func() { a.working-- })
+	})
+}
+
+// upward starts what is to run.
+func (a *app) upward() {
+	if a.cur != nil && a.cur.key != runKey(a.want) {
+		a.replace()
+	}
+	if a.next != nil && a.next.key != runKey(a.want) {
+		a.retire(a.next)
+	}
+	switch {
+	case a.cur != nil, len(a.adopt) > 0, a.working > 0, a.stuck != "", time.Now().Before(a.pause):
+	case slices.ContainsFunc(a.old, func(i *instance) bool { return !a.apart(i) }):
+	case len(a.waitsFor()) > 0:
+	default:
+		a.cur = a.launch(a.anew)
+		a.anew = false
+	}
+}
+
+// apart reports whether an instance that ends does not stand in the way of a new one.
+func (a *app) apart(i *instance) bool {
+	return i.lease != nil && a.lease != nil && i.lease != a.lease && i.spec.Socket == "tcp"
+}
+
+// replace brings an instance of the new entry: beside the one that serves where both can listen, else after it.
+func (a *app) replace() {
+	if a.refused == runKey(a.want) || a.cur.adopted && a.cur.phase == probing {
+		return
+	}
+	beside := a.cur.phase == serving && a.want.Socket != "fd" && a.cur.spec.Socket != "fd" && (a.want.Port == 0 || a.want.Port != a.cur.at.Port)
+	if !beside {
+		a.retire(a.cur)
+		return
+	}
+	if a.next == nil && len(a.waitsFor()) == 0 {
+		a.next = a.launch(a.cur.lease != nil)
+	}
+}
+
+// waitsFor are the apps that must be ready first. Those of them that sleep are woken.
+func (a *app) waitsFor() []string {
+	var out []string
+	for _, name := range a.want.DependsOn {
+		d := a.s.app(name)
+		if d == nil {
+			continue
+		}
+		v := d.seen()
+		if v.state == Ready || v.state == Unhealthy {
+			continue
+		}
+		if !v.on {
+			d.post(d.needed)
+		}
+		out = append(out, name+", which is "+string(v.state))
+	}
+	return out
+}
+
+// needed is asked for by an app that depends on this one.
+func (a *app) needed() {
+	if !a.held && a.want != nil {
+		a.on = true
+	}
+}
+
+// show works out the state, and tells of it where it is another.
+func (a *app) show() {
+	state, reason := a.state()
+	var told bool
+	a.mu.Lock()
+	v := &a.view
+	if v.state != state {
+		v.state, v.since, told = state, time.Now(), true
+	} else if v.reason != reason && reason != "" {
+		told = state == BackingOff || state == Unhealthy || state == Failed
+	}
+	v.reason, v.want, v.on, v.live = reason, a.want, a.on, a.living()
+	v.pid, v.cid, v.at, v.began, a.alive = 0, "", plan.Addr{}, time.Time{}, nil
+	if i := a.subject(); i != nil {
+		v.at = i.at
+		if i.run != nil {
+			r := i.run.Record()
+			v.pid, v.cid, v.began, a.alive = r.PID, r.Container, i.began, i.run
+		}
+	}
+	if v.at == (plan.Addr{}) && a.lease != nil {
+		v.at = plan.TCPAddr(loopback, a.lease.Port())
+	}
+	v.restarts, v.last = a.restarts, a.last
+	a.mu.Unlock()
+	if told {
+		a.tell(state, reason)
+	}
+	a.settle(state, reason)
+	if told {
+		a.s.wakeRelated(a)
+	}
+}
+
+// subject is the instance that the app is known by.
+func (a *app) subject() *instance {
+	switch {
+	case a.cur != nil:
+		return a.cur
+	case len(a.old) > 0:
+		return a.old[0]
+	}
+	return nil
+}
+
+// state says what the facts come to, and why.
+func (a *app) state() (State, string) {
+	i := a.cur
+	switch {
+	case len(a.adopt) > 0 && a.why == "":
+		return Starting, "being looked for"
+	case len(a.adopt) > 0:
+		return Unknown, a.why
+	case i != nil && i.phase == serving && a.sick != "":
+		return Unhealthy, a.sick
+	case i != nil && i.phase == serving:
+		return Ready, a.why
+	case i != nil && i.phase == launching:
+		return Starting, "being launched"
+	case i != nil:
+		return Starting, i.blame
+	case len(a.old) > 0 && slices.ContainsFunc(a.old, func(i *instance) bool { return i.phase == draining }):
+		return Draining, a.why
+	case len(a.old) > 0 && a.stuck == "":
+		return Stopping, a.why
+	case a.want == nil:
+		return Stopped, "out of the configuration"
+	case a.stuck != "":
+		return a.stuck, a.why
+	case a.on && time.Now().Before(a.pause):
+		return BackingOff, a.why
+	case a.on:
+		if list := a.waitsFor(); len(list) > 0 {
+			return Starting, "waits for " + strings.Join(list, ", ")
+		}
+		return Starting, ""
+	case a.held:
+		return Stopped, "stopped by hand"
+	case a.closing:
+		return Stopped, "quaymaster is stopping"
+	case a.why != "":
+		return Stopped, a.why
+	case a.want.Start == "on_request" || a.want.IdleStop > 0:
+		return Sleeping, "starts with the first request"
+	}
+	return Stopped, a.why
+}
+
+// tell lets out a change of state.
+func (a *app) tell(state State, reason string) {
+	args := []any{"app", a.name, "state", string(state)}
+	if reason != "" {
+		args = append(args, "reason", reason)
+	}
+	if i := a.subject(); i != nil && i.run != nil {
+		args = append(args, "pid", i.run.Record().PID, "address", i.at.String())
+	}
+	switch state {
+	case Unhealthy, BackingOff, CrashLooping, Failed, Unknown:
+		a.s.opt.Log.Warn("app "+words(state), args...)
+	default:
+		a.s.opt.Log.Info("app "+words(state), args...)
+	}
+	message := string(state)
+	if reason != "" {
+		message = fmt.Sprintf("%s: %s", state, reason)
+	}
+	a.s.opt.Events("app."+words(state), a.name, message)
+	a.out.note(message)
+}
+
+// words is a state as events and constant messages have it.
+func words(s State) string { return strings.ReplaceAll(string(s), "-", "_") }
+
+// rest sets the clock for what comes by itself.
+func (a *app) rest() {
+	next := time.Hour
+	soon := func(d time.Duration) { next = max(min(next, d), time.Millisecond) }
+	if a.on && !a.pause.IsZero() && a.cur == nil {
+		if d := time.Until(a.pause); d > 0 {
+			soon(d)
+		}
+	}
+	if a.want != nil && a.want.IdleStop > 0 && a.cur != nil && a.cur.phase == serving {
+		soon(max(a.want.IdleStop/8, 20*time.Millisecond))
+	}
+	if len(a.adopt) > 0 {
+		soon(2 * time.Second)
+	}
+	a.timer.Reset(next)
+}
