@@ -24,6 +24,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/config"
 	"github.com/quaymaster/quaymaster/internal/control"
 	"github.com/quaymaster/quaymaster/internal/edge"
+	"github.com/quaymaster/quaymaster/internal/edge/terminate"
 	"github.com/quaymaster/quaymaster/internal/guard"
 	"github.com/quaymaster/quaymaster/internal/handover"
 	"github.com/quaymaster/quaymaster/internal/logs"
@@ -69,6 +70,7 @@ type Daemon struct {
 	access  accessLog
 	guard   *guard.Guard
 	pools   *pools.Pools
+	tickets terminate.Tickets
 	certs   *certs.Certs
 	edge    *edge.Edge
 	ports   *ports.Ports
@@ -244,6 +246,7 @@ func (d *Daemon) build(layer *config.Layer) {
 			Log: part("proxy"), Pools: d.pools, Guard: d.guard, Registry: d.metrics, Internal: d.internal,
 			Settings: func() *plan.Settings { return &d.loop.Now().Plan.Settings },
 		},
+		Claims: d.claims(), Certificate: d.certs.Get, Default: d.certs.Default, Challenge: d.certs.Challenge, Tickets: &d.tickets,
 	})
 	engines := d.newEngine()
 	d.ports = ports.New(ports.Options{

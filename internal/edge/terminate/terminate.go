@@ -106,9 +106,14 @@ func Prepare(o *Options, old *Policies, p *plan.Plan) (*Policies, error) {
 	}
 	if src := p.Settings.DefaultCertificate; src != nil {
 		ps.fallback = m.fallback(*src)
+	} else if slices.ContainsFunc(p.Certificates, named) {
+		ps.fallback = m.fallback(plan.CertSource{})
 	}
 	return ps, nil
 }
+
+// named reports whether a certificate is there for names of its own.
+func named(c *plan.Certificate) bool { return c.Source.Kind == plan.CertFiles && len(c.Names) > 0 }
 
 // Of is the policy of the plan's route at that index, nil where TLS does not end.
 func (ps *Policies) Of(index int) *Policy { return ps.byRoute[index] }
