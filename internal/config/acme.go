@@ -88,17 +88,18 @@ func (l *load) arrive(path string, p form.Port) []wish {
 // issuers are the CAs that are asked.
 func (l *load) issuers(set *plan.ACME, f *form.ACME) {
 	list, path := f.Issuers, "acme.issuers"
-	if list == nil {
+	_, several := l.places[path]
+	if !several {
 		list, path = []form.Issuer{{Directory: f.Directory}}, "acme.directory"
 	} else if at, ok := l.places["acme.directory"]; ok {
 		l.faultAt("acme.directory", at)("write it among the issuers", "directory and issuers are two ways to say the same")
 	}
 	if len(list) == 0 {
-		l.fault(path, "write directory: letsencrypt, or leave it out", "there is no issuer")
+		l.fault(path, "leave it out, or write [{directory: letsencrypt}]", "there is no issuer")
 	}
 	for i, is := range list {
 		at := path
-		if f.Issuers != nil {
+		if several {
 			at = fmt.Sprintf("%s[%d]", path, i)
 		}
 		out := plan.Issuer{Directory: is.Directory.URL(), Email: string(is.Email), Profile: is.Profile}
@@ -179,7 +180,7 @@ func runnable(path string) error {
 // challenges are the ways to prove a name.
 func (l *load) challenges(set *plan.ACME, f *form.ACME) {
 	set.Challenges = f.Challenges
-	if f.Challenges == nil {
+	if _, written := l.places["acme.challenges"]; !written {
 		set.Challenges = []string{"http-01", "tls-alpn-01"}
 		if f.DNS != nil {
 			set.Challenges = append(set.Challenges, "dns-01")
@@ -259,7 +260,7 @@ func (l *load) orderable(set *plan.ACME, w *wanted, public bool) {
 	name, dns := w.Names[0], slices.Contains(set.Challenges, "dns-01")
 	inZone := set.DNS.Zone == "" || name == set.DNS.Zone || strings.HasSuffix(name, "."+set.DNS.Zone)
 	fault := func(remedy, format string, args ...any) {
-		l.errs = append(l.errs, l.at(w.ref, w.ref.certAt, remedy, format, args...))
+		l.errs = append(l.errs, l.atCert(w.ref, remedy, format, args...))
 	}
 	base := strings.TrimLeft(name, "*.")
 	switch {
@@ -317,7 +318,7 @@ func publicCA(directory string) bool {
 // doubts warns about what may keep a public CA from giving certificates.
 func (l *load) doubts(set *plan.ACME, web []wish, public bool, first *wanted) {
 	warn := func(path, remedy, format string, args ...any) {
-		w := l.at(first.ref, first.ref.certAt, remedy, format, args...)
+		w := l.atCert(first.ref, remedy, format, args...)
 		if at := l.placeOf(path); at.File != "" {
 			w.File, w.Line, w.Col, w.Path = at.File, at.Line, at.Col, path
 		}

@@ -22,11 +22,14 @@ func (l *load) assemble() *plan.Plan {
 	p := &plan.Plan{Where: map[string]plan.Pos{}}
 	l.older()
 	l.byName()
+	l.redirects()
 	routes, upstreams := l.names(p)
 	l.shared(upstreams)
-	l.twins(routes)
+	routes = l.twins(p, routes)
 	l.settings(&p.Settings)
-	routes = append(routes, l.certificates(p, routes)...)
+	challenges := l.certificates(p, routes)
+	l.policies(routes)
+	routes = append(routes, challenges...)
 	l.listen(p, routes)
 	l.strays(p)
 	if len(l.errs) > 0 {
@@ -78,6 +81,7 @@ func (l *load) names(p *plan.Plan) (routes []*ref, upstreams map[string]*ref) {
 				seen[r.name] = r
 				routes = append(routes, r)
 				p.Where["route/"+r.name] = r.pos(r.at)
+			case r.implied:
 			case r.layer == plan.FromAPI:
 				l.warnings = append(l.warnings, Warning{Conflict: r.name, Error: l.at(r, r.at, "delete the one of the API",
 					"route %q is also written in %s, which wins", r.name, place(first.pos(first.at)))})
@@ -117,10 +121,19 @@ func place(p plan.Pos) string {
 
 // at makes a mistake at a place of an item.
 func (l *load) at(r *ref, s spot, remedy, format string, args ...any) Error {
+	return l.below(r, nil, s, remedy, format, args...)
+}
+
+// atCert makes a mistake at the certificate of an item.
+func (l *load) atCert(r *ref, remedy, format string, args ...any) Error {
+	return l.below(r, r.certPath, r.certAt, remedy, format, args...)
+}
+
+func (l *load) below(r *ref, keys []string, s spot, remedy, format string, args ...any) Error {
 	pos := r.pos(s)
 	reader := strict.NewReader(strict.Options{Types: l.types})
 	var path string
-	reader.Under(r.path(), func() { path = reader.Path() })
+	reader.Under(append(r.path(), keys...), func() { path = reader.Path() })
 	return Error{File: pos.File, Line: pos.Line, Col: pos.Col, Path: path, Message: fmt.Sprintf(format, args...), Remedy: remedy}
 }
 
@@ -206,8 +219,9 @@ func (it *item) merged(s *plan.Forward) plan.Action {
 	return nil
 }
 
-// twins finds routes that match the same set on one port.
-func (l *load) twins(routes []*ref) {
+// twins finds routes that match the same set on one port. It returns the routes without those that nobody wrote and that
+// have a twin.
+func (l *load) twins(p *plan.Plan, routes []*ref) []*ref {
 	first := make(map[string]int, len(routes))
 	again := map[string][]*ref{}
 	for i, r := range routes {
@@ -227,19 +241,29 @@ func (l *load) twins(routes []*ref) {
 		}
 		again[key] = append(again[key], r)
 	}
+	twice := map[*ref]bool{}
 	for _, like := range again {
-		l.twinsOf(like)
+		l.twinsOf(like, twice)
 	}
+	for r := range twice {
+		delete(p.Where, "route/"+r.name)
+	}
+	return slices.DeleteFunc(routes, func(r *ref) bool { return twice[r] })
 }
 
-func (l *load) twinsOf(like []*ref) {
+func (l *load) twinsOf(like []*ref, twice map[*ref]bool) {
 	owner := map[plan.Addr]*ref{}
+	slices.SortStableFunc(like, func(a, b *ref) int { // what somebody wrote first
+		return strings.Compare(fmt.Sprint(a.implied), fmt.Sprint(b.implied))
+	})
 	for _, r := range like {
 		told := false
 		for _, w := range r.wishes {
 			first := owner[w.addr]
 			if first == nil {
 				owner[w.addr] = r
+			} else if r.implied && first != r {
+				twice[r] = true
 			} else if first != r && !told {
 				told = true
 				l.errs = append(l.errs, l.at(r, w.at, "remove one, or give one another match or priority",

@@ -231,7 +231,7 @@ func (l *load) pair(w *wanted) {
 		l.fault(w.path+".cert_file", remedy, "%s", message)
 		return
 	}
-	l.errs = append(l.errs, l.at(w.ref, w.ref.certAt, remedy, "%s", message))
+	l.errs = append(l.errs, l.atCert(w.ref, remedy, "%s", message))
 }
 
 func certKey(c *plan.Certificate) wantKey {

@@ -276,7 +276,7 @@ sites:
 	if u.Targets[0].Weight != 3 || u.Balance.Policy != "random_two" || u.Health == nil || u.Health.SendProxy != 2 {
 		t.Errorf("upstream %+v", u)
 	}
-	f := route(t, p, "x.y").Action.(plan.Forward)
+	f := route(t, p, "http://x.y").Action.(plan.Forward)
 	if f.SendProxy != 2 || f.ResponseHeaders.Remove[0] != "Server" || f.RequestHeaders.Set[0] != (plan.Header{Name: "X-A", Value: "{route}"}) {
 		t.Errorf("action %+v", f)
 	}

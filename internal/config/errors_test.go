@@ -88,7 +88,6 @@ func TestOneMistakeAtATime(t *testing.T) {
 		"upstreams: {Web: {targets: [\"a:1\"]}}\n":                                  `"Web" is no name`,
 		"drain_timeout: -5\n":                                                       "-5 is negative",
 		"drain_timeout: 99999h\n":                                                   "longer than ten years",
-		"sites: {app.example.com: 3000}\n":                                          "a site with a certificate of its own is not in this version; write http://app.example.com",
 		"sites: {\"http://a.b/x\": 3000}\n":                                         "the path under match.path",
 		"sites: {\"http://a.b\": public}\n":                                         `target "public" has no port`,
 		"sites: {\"http://a.b\": 70000}\n":                                          "there is no port 70000",

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -53,48 +52,6 @@ func (b *builder) item(r *ref) {
 		}
 	}
 	b.route(&f, r.layer)
-}
-
-// siteItem makes a route of a site.
-func (b *builder) siteItem(key *yaml.Node) {
-	text, ok := b.r.Text(key)
-	if !ok {
-		return
-	}
-	rest, plain := strings.CutPrefix(text, "http://")
-	if !plain {
-		name := rest
-		if i := strings.LastIndex(name, "://"); i >= 0 {
-			name = name[i+3:]
-		}
-		b.r.Problem(key, "write http://"+name+" for plain HTTP", "a site with a certificate of its own is not in this version")
-		return
-	}
-	f := form.Route{Name: form.Name(rest)}
-	f.Defaults()
-	name, port := rest, "80"
-	if i := strings.LastIndexByte(rest, ':'); i >= 0 && !strings.HasSuffix(rest, "]") {
-		name, port = rest[:i], rest[i+1:]
-	}
-	var domain form.Domain
-	var at form.Port
-	if !b.r.Fault(key, domain.ReadText(name)) || !b.r.Fault(key, at.Port.ReadText(port)) {
-		return
-	}
-	f.Match.Domains, f.Match.Ports = []form.Domain{domain}, []form.Port{at}
-	site := form.Site{}
-	before := len(b.r.Problems)
-	b.r.Read(b.root, &site)
-	if len(b.r.Problems) > before && site.Targets == nil && site.Files == nil && b.root.Kind != yaml.MappingNode {
-		return
-	}
-	b.site = true
-	f.Action = &site.Action
-	b.route(&f, plan.FromFile)
-	b.it.at = spot{key.Line, key.Column}
-	for i := range b.it.wishes {
-		b.it.wishes[i].at = b.it.at
-	}
 }
 
 // upstreamItem builds named targets, and what routes that use them take over.

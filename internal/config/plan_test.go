@@ -46,7 +46,7 @@ func TestPorts(t *testing.T) {
 		"a range": {"routes:\n" + web("a", `"127.0.0.1:8000-8002"`), "127.0.0.1:8000[route a]\n127.0.0.1:8001[route a]\n127.0.0.1:8002[route a]\n"},
 		"shared by all that want it": {
 			"listen_addrs: [80]\nsites: {\"http://x.y\": 1}\nroutes:\n" + web("b", "80") + web("a", "80"),
-			":80[by_name,route a,route b,route x.y]\n",
+			":80[by_name,route a,route b,route http://x.y]\n",
 		},
 		"the wildcard swallows, in its family": {
 			"routes:\n" + web("a", `"127.0.0.1:80"`) + web("b", "80") + web("c", `"[::1]:81", "0.0.0.0:81", "127.0.0.1:81"`),
@@ -212,7 +212,7 @@ routes:
 	if s.MaxConnections != 8123 || s.StateDir != "/a/${PORT}/b/$5" || s.LogFormat != "json" || len(p.Ports) != 4 {
 		t.Errorf("settings %+v, ports %s", s, portsOf(p))
 	}
-	if p.Upstream("web").Targets[0].Text != "web:8123" || p.Upstream("web.example.com").Targets[0].Text != "localhost:8123" {
+	if p.Upstream("web").Targets[0].Text != "web:8123" || p.Upstream("http://web.example.com").Targets[0].Text != "localhost:8123" {
 		t.Error("targets are not what the variables say")
 	}
 }

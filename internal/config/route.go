@@ -39,8 +39,11 @@ type item struct {
 	usesAt   spot
 	shared   *plan.Forward      // of a named upstream: what routes without their own take over
 	own      ownKeys            // of a route: what it has itself
-	certAt   spot               // of a route that ends TLS: its certificate, or the block that says none
+	certAt   spot               // of a route that ends TLS: its certificate, or what is around it
+	certPath []string           // how it is called, if it is written
 	certOpen bool               // it says none: one of `certificates` may be its own
+	redirect *item              // of a site with TLS: the route that sends plain clients there
+	implied  bool               // nobody wrote it, so it gives way to what somebody wrote
 	vars     map[string]*string // what ${VAR} was
 	used     uint64             // the load that last used it
 }

@@ -62,6 +62,12 @@ func contains(list []string, s string) bool {
 func (b *builder) certificate(f *form.TLS, domains []string) plan.CertSource {
 	at := []string{"action", "tls", "certificate"}
 	b.it.certAt = b.spot(at...)
+	if f.Certificate.Kind != "" {
+		b.it.certPath = at
+		if b.site {
+			b.it.certPath = at[1:]
+		}
+	}
 	kind := plan.CertKind(f.Certificate.Kind)
 	if kind == "" {
 		b.it.certOpen = true

@@ -66,8 +66,10 @@ type File struct {
 	AppPorts PortRange `yaml:"app_ports"`
 	// The container engine. Ports that its containers publish are not leased to apps.
 	Engine Engine `yaml:"engine"`
-	// Whole sites by name, in one line each. The key is `http://NAME` or `http://NAME:PORT`; the value is HOST:PORT, a port
-	// number on this host, a list of those, a folder (`./public`), or a map with the keys of an action.
+	// Whole sites by name, in one line each. The key is a name: HTTPS on acme.tls_port, with a certificate of its own (see
+	// `certificate` under routes), and a redirect there on acme.http_port. `NAME:PORT` is HTTPS on that port, without the
+	// redirect; `http://NAME` and `http://NAME:PORT` are plain HTTP. The value is HOST:PORT, a port number on this host,
+	// `https://HOST:PORT`, a list of those, a folder (`./public`), or a map with the keys of an action.
 	Sites map[string]Site `yaml:"sites"`
 	// The rules: which connections or requests, and what is done with them.
 	Routes []Route `yaml:"routes"`

@@ -60,22 +60,35 @@ type KeyPair struct {
 // ReadNode reads either shape.
 func (c *CertificateChoice) ReadNode(r *strict.Reader, n *yaml.Node) {
 	if n.Kind == yaml.ScalarNode {
-		text, ok := r.Text(n)
-		if !ok {
-			return
-		}
-		if c.Kind = text; text != "auto" && text != "internal" {
-			c.Kind = ""
-			r.Word(n, text, []string{"auto", "internal", "{cert_file: PATH, key_file: PATH}"})
-		}
+		var word certificateWord
+		r.Read(n, &word)
+		c.Kind = string(word)
 		return
 	}
 	c.Kind = "files"
 	before := len(r.Problems)
 	r.Read(n, &c.KeyPair)
 	if n.Kind == yaml.MappingNode && len(r.Problems) == before && (c.CertFile == "" || c.KeyFile == "") {
+		c.Kind = ""
 		r.Problem(n, "write {cert_file: PATH, key_file: PATH}", "a certificate needs both files")
 	}
+}
+
+// certificateWord is `auto` or `internal`.
+type certificateWord string
+
+// ReadText reads it.
+func (c *certificateWord) ReadText(s string) error {
+	words := []string{"auto", "internal"}
+	if oneOf(s, words) {
+		*c = certificateWord(s)
+		return nil
+	}
+	remedy := "write auto, internal or {cert_file: PATH, key_file: PATH}"
+	if near := strict.Nearest(s, words); near != "" {
+		remedy = "write " + near
+	}
+	return strict.Faultf(remedy, "%q is no certificate", short(s))
 }
 
 // Certificate is one of `certificates`.
