@@ -240,6 +240,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Key:       stickyKey(d.state.Path()),
 	})
 	d.certs = d.newCerts(part("certs"))
+	d.resumeTickets()
 	d.edge = edge.New(edge.Options{
 		Log: part("edge"), Guard: d.guard, Pools: d.pools, Access: &d.access,
 		Proxy: &proxy.Options{

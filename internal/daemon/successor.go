@@ -48,6 +48,7 @@ type hello struct {
 	Protocol int    `json:"protocol"`
 	PID      int    `json:"pid"`
 	Version  string `json:"version"`
+	Tickets  []byte `json:"tickets,omitempty"` // secrets of TLS sessions, so that clients of the old process resume here
 }
 
 type prepared struct {

@@ -24,3 +24,15 @@ func (d *Daemon) claims() route.Claims {
 		},
 	}
 }
+
+// resumeTickets takes over the secrets of the process before. Without them its clients make full handshakes.
+func (d *Daemon) resumeTickets() {
+	if d.heir == nil || d.heir.from.Tickets == nil {
+		return
+	}
+	if err := d.tickets.Import(d.heir.from.Tickets); err != nil {
+		d.log.Warn("sessions of the process before cannot be resumed", "err", err)
+	}
+	clear(d.heir.from.Tickets)
+	d.heir.from.Tickets = nil
+}

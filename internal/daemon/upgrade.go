@@ -146,7 +146,7 @@ func (d *Daemon) tell(link *handover.Link, sockets []ports.Socket) error {
 	if f := d.state.Lock(); f != nil {
 		lock = []int{int(f.Fd())}
 	}
-	if err := link.Send(sayHello, hello{Protocol: protocol, PID: os.Getpid(), Version: d.o.Version}, lock...); err != nil {
+	if err := link.Send(sayHello, hello{Protocol: protocol, PID: os.Getpid(), Version: d.o.Version, Tickets: d.tickets.Export()}, lock...); err != nil {
 		return err
 	}
 	for part := range slices.Chunk(sockets, handover.MaxFDs) {
