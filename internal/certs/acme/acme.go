@@ -1,20 +1,30 @@
 // Package acme gets certificates from CAs that speak ACME (RFC 8555), one order per name, before they are needed.
 //
 // It promises that a name has at most one order at a time, that an order begins only when its challenge can be answered,
-// that a CA which refuses is asked again by a schedule that survives restarts, and that what was obtained serves until it
-// ends. It never listens: what a CA asks for comes through ports that others hold (IsToken, IsOrder).
+// that a CA which refuses is asked again by a schedule that survives restarts, and that what was obtained serves until
+// something better is there. It never listens: what a CA asks for comes through ports that others hold (IsToken, IsOrder).
 package acme
 
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/quaymaster/quaymaster/internal/certs/acme/answer"
+	"github.com/quaymaster/quaymaster/internal/certs/acme/authority"
+	"github.com/quaymaster/quaymaster/internal/certs/acme/demand"
+	"github.com/quaymaster/quaymaster/internal/certs/acme/record"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/state"
 )
@@ -28,6 +38,28 @@ type Options struct {
 	Events func(kind, object, message string)
 	// Listening reports whether a port accepts at present. A challenge whose port does not is not tried.
 	Listening func(plan.Addr) bool
+	Clock     Clock        // nil = the system's
+	Check     record.Check // whether the records of dns-01 are to be seen
+	// Staging are directories where an order is tried first once it was refused repeatedly at the one that is the key.
+	// nil = Let's Encrypt's.
+	Staging map[string]string
+}
+
+// A Clock tells the time, and wakes.
+type Clock interface {
+	Now() time.Time
+	// After returns a channel that gets a value once d has passed, and what lets go of it.
+	After(d time.Duration) (<-chan time.Time, func() bool)
+}
+
+type system struct{}
+
+// Now has no monotonic reading: a clock that was set counts.
+func (system) Now() time.Time { return time.Now().Round(0) }
+
+func (system) After(d time.Duration) (<-chan time.Time, func() bool) {
+	t := time.NewTimer(d)
+	return t.C, t.Stop
 }
 
 // The states of a name.
@@ -58,46 +90,131 @@ type State struct {
 
 // An Issuer keeps the certificates of the names that it follows.
 type Issuer struct {
-	o Options
+	o       Options
+	answers answer.Table
+	gate    *demand.Gate
+	metrics *metrics
+	wake    chan struct{} // holds one: there may be something to do
+
+	index atomic.Pointer[map[string]*entry] // the entries; never changed
+
+	mu       sync.Mutex // guards what follows, and what entries say it guards
+	set      *plan.ACME // nil = nothing is ordered
+	patterns []string   // of names on demand
+	cas      []*authority.CA
+	staging  map[string]*authority.CA // by the directory it stands in for
+	provider record.Provider
+	roots    roots
+	since    time.Time         // when the wish last changed
+	stored   time.Time         // when what could not be written was last tried
+	loaded   map[string]*entry // by Load, for the Follow to come
+	active   int               // jobs under way
+	running  context.Context   // of Run; nil while it does not run
+	jobs     sync.WaitGroup
+	flights  map[string]*flight // questions for names on demand
+}
+
+// roots are the CAs that are trusted to be CAs, besides the system's.
+type roots struct {
+	file, digest string
+	pool         *x509.CertPool
 }
 
 // ErrDenied says that a name may not have a certificate on demand.
-var ErrDenied = errors.New("no certificate is made on demand for this name")
+var ErrDenied = demand.ErrDenied
+
+// ErrUnknown says that no certificate is ordered for a name.
+var ErrUnknown = errors.New("no certificate is ordered for this name")
 
 // New makes an Issuer that knows no name.
-func New(o Options) *Issuer { return &Issuer{o: o} }
+func New(o Options) *Issuer {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Events == nil {
+		o.Events = func(string, string, string) {}
+	}
+	if o.Listening == nil {
+		o.Listening = func(plan.Addr) bool { return true }
+	}
+	if o.Clock == nil {
+		o.Clock = system{}
+	}
+	if o.Staging == nil {
+		o.Staging = map[string]string{letsEncrypt: letsEncryptStaging}
+	}
+	a := &Issuer{
+		o: o, wake: make(chan struct{}, 1), flights: map[string]*flight{},
+		gate: demand.New(demand.Options{Log: o.Log, Store: o.State, Now: o.Clock.Now}),
+	}
+	a.metrics = newMetrics(o.Registry, func() float64 { return float64(a.answers.Len()) })
+	a.index.Store(&map[string]*entry{})
+	return a
+}
 
-// Load reads what the store has for names, and what set refers to. It shows nothing of it and contacts nobody.
-func (a *Issuer) Load(*plan.ACME, []*plan.Certificate) error { return nil }
-
-// Follow makes set and names the wish. set is nil when there are no names. What Load read of them is served from now on.
-func (a *Issuer) Follow(*plan.ACME, []*plan.Certificate) {}
-
-// Run begins orders and renewals until ctx ends, and returns when none is under way.
-func (a *Issuer) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+const (
+	letsEncrypt        = "https://acme-v02.api.letsencrypt.org/directory"
+	letsEncryptStaging = "https://acme-staging-v02.api.letsencrypt.org/directory"
+)
 
 // Get returns the certificate of a name as the plan has it ("a.example.com", "*.example.com"), or of one that was had
-// on demand; nil when there is none yet, or it has ended.
-func (a *Issuer) Get(string) *tls.Certificate { return nil }
-
-// OnDemand returns the certificate of a name that a pattern of the plan covers, after ordering it when it may be had.
-// When ctx ends the order goes on. A name that may not is ErrDenied.
-func (a *Issuer) OnDemand(context.Context, string) (*tls.Certificate, error) { return nil, ErrDenied }
+// on demand; nil when there is none yet. One whose time is over is better than none: it is returned, too.
+func (a *Issuer) Get(name string) *tls.Certificate {
+	e := (*a.index.Load())[name]
+	if e == nil {
+		return nil
+	}
+	if e.demand && !e.used.Load() {
+		e.used.Store(true)
+	}
+	return e.cert.Load()
+}
 
 // IsToken reports whether path is that of a token under validation.
-func (a *Issuer) IsToken(host, path []byte) bool { return false }
+func (a *Issuer) IsToken(_, path []byte) bool { return a.answers.IsToken(path) }
 
 // IsOrder reports whether name is being validated by tls-alpn-01. It is in lower case, without a trailing dot.
-func (a *Issuer) IsOrder(name string) bool { return false }
+func (a *Issuer) IsOrder(name string) bool { return a.answers.IsOrder(name) }
 
 // Handler answers requests for tokens.
-func (a *Issuer) Handler() http.Handler { return http.NotFoundHandler() }
+func (a *Issuer) Handler() http.Handler { return &a.answers }
 
 // Challenge returns the certificate that answers a tls-alpn-01 validation.
-func (a *Issuer) Challenge(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, ErrDenied }
+func (a *Issuer) Challenge(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return a.answers.Challenge(hello)
+}
 
 // Status says how every name is, sorted.
-func (a *Issuer) Status() []State { return nil }
+func (a *Issuer) Status() []State {
+	now := a.o.Clock.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := *a.index.Load()
+	out := make([]State, 0, len(all))
+	for _, e := range all {
+		out = append(out, e.status(a, now))
+	}
+	slices.SortFunc(out, func(x, y State) int { return strings.Compare(x.Name, y.Name) })
+	return out
+}
 
 // Renew orders a certificate for name now, whatever its schedule says.
-func (a *Issuer) Renew(string) error { return nil }
+func (a *Issuer) Renew(name string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := (*a.index.Load())[name]
+	if e == nil {
+		return fmt.Errorf("%w: %s", ErrUnknown, name)
+	}
+	e.forced, e.asked, e.hold = true, true, time.Time{}
+	a.stir()
+	return nil
+}
+
+// stir makes Run look at once.
+func (a *Issuer) stir() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}

@@ -37,6 +37,7 @@ type Options struct {
 	Log   *slog.Logger
 	Store Store
 	Roots *x509.CertPool // whom we trust to be the CA; nil = the system's
+	Trust string         // tells Roots from others
 	Now   func() time.Time
 }
 
@@ -49,15 +50,18 @@ const (
 // A CA is one issuer of the plan.
 type CA struct {
 	Issuer plan.Issuer
+	Trust  string // as in Options
 	o      Options
 	web    *http.Client
 	gate   gate
 
 	turn chan struct{} // held by whoever makes directory and account
 
-	mu   sync.Mutex // guards what follows
-	desk *desk      // nil until both are there
-	read time.Time  // when the directory was read
+	mu    sync.Mutex // guards what follows
+	desk  *desk      // nil until both are there
+	read  time.Time  // when the directory was read
+	opens int        // attempts so far
+	fault error      // of the last one
 }
 
 // A desk is where orders are taken: directory, account and client belong together and never change.
@@ -75,7 +79,7 @@ func New(issuer plan.Issuer, o Options) *CA {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &CA{Issuer: issuer, o: o, turn: make(chan struct{}, 1)}
+	c := &CA{Issuer: issuer, Trust: o.Trust, o: o, turn: make(chan struct{}, 1)}
 	c.web = &http.Client{Transport: newTransport(o.Roots, o.Now), Timeout: requestTime}
 	return c
 }
@@ -99,6 +103,9 @@ func (c *CA) Resting() (until time.Time, why error) { return c.gate.closed() }
 
 // ready returns the desk, and makes it when there is none. One caller makes it, all others wait for that one.
 func (c *CA) ready(ctx context.Context) (*desk, error) {
+	c.mu.Lock()
+	seen := c.opens
+	c.mu.Unlock()
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
@@ -107,27 +114,36 @@ func (c *CA) ready(ctx context.Context) (*desk, error) {
 	}
 	c.mu.Lock()
 	d, read := c.desk, c.read
+	fault := c.fault
+	if c.opens == seen {
+		fault = nil // of somebody before us
+	}
 	c.mu.Unlock()
 	now := c.o.Now()
 	if d != nil && now.Sub(read) < directoryAge && !now.Before(read) {
 		return d, nil
 	}
-	if until, why := c.gate.closed(); until.After(now) {
-		return nil, why
+	if fault != nil {
+		return nil, fault // we waited for this very attempt
 	}
 	ctx, cancel := context.WithTimeout(ctx, setUpTime)
 	defer cancel()
 	next, err := c.open(ctx)
-	if err != nil {
-		if d != nil && ctx.Err() == nil {
-			return d, nil // an old directory is better than none
-		}
-		return nil, err
-	}
 	c.mu.Lock()
-	c.desk, c.read = next, now
-	c.mu.Unlock()
-	return next, nil
+	defer c.mu.Unlock()
+	var f *Failure
+	if c.fault = nil; errors.As(err, &f) { // and not that the caller left
+		c.fault = f
+	}
+	c.opens++
+	switch {
+	case err == nil:
+		c.desk, c.read = next, now
+		return next, nil
+	case d != nil && f != nil:
+		return d, nil // an old directory is better than none
+	}
+	return nil, err
 }
 
 // forget makes the next caller make directory and account anew.

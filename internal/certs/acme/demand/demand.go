@@ -101,8 +101,24 @@ func (g *Gate) Follow(rule *plan.OnDemand) {
 // Close lets go of idle connections.
 func (g *Gate) Close() { g.web.CloseIdleConnections() }
 
+// Allowed returns nil when name is under the allow list: the part of Admit that asks nobody.
+func (g *Gate) Allowed(name string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.rule == nil:
+		return fmt.Errorf("%w: acme.on_demand is not set", ErrDenied)
+	case !slices.ContainsFunc(g.rule.Allow, func(p string) bool { return Under(p, name) }):
+		return fmt.Errorf("%w: %s is not under acme.on_demand.allow", ErrDenied, name)
+	}
+	return nil
+}
+
 // Admit returns nil when name may have a certificate, or keep the one it has. It does not touch the budget.
 func (g *Gate) Admit(ctx context.Context, name string) error {
+	if err := g.Allowed(name); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	rule, now := g.rule, g.o.Now()
 	was, known := g.nos[name]
@@ -112,8 +128,6 @@ func (g *Gate) Admit(ctx context.Context, name string) error {
 		return fmt.Errorf("%w: acme.on_demand is not set", ErrDenied)
 	case known && was.until.After(now):
 		return was.why
-	case !slices.ContainsFunc(rule.Allow, func(p string) bool { return Under(p, name) }):
-		return fmt.Errorf("%w: %s is not under acme.on_demand.allow", ErrDenied, name)
 	case rule.Ask == "":
 		return nil
 	}
