@@ -15,6 +15,9 @@ type WakeError struct {
 
 func (e *WakeError) Error() string { return fmt.Sprintf("app %s: %s", e.App, e.Reason) }
 
+// Timeout reports whether it was waited for.
+func (e *WakeError) Timeout() bool { return e.Late }
+
 // Wake returns when the app is ready, which it is made to be if it sleeps, or why it does not serve. Many may call it at
 // once: the app is started once. It waits no longer than ready.timeout; a ctx that ends stops the waiting alone.
 func (s *Apps) Wake(ctx context.Context, name string) error {

@@ -13,7 +13,7 @@ import (
 // An Error says why there was no connection to a target, or no answer from it.
 //
 // Kind is one of refused, unreachable, timeout, dns, tls (no connection, or TLS that was turned down); reset, closed, bad_answer (no answer on a
-// connection that was had); down, no_targets, queue_full, queue_timeout (nothing was tried); aborted (by Stream.Abort);
+// connection that was had); app, app_late (an app that does not serve); down, no_targets, queue_full, queue_timeout (nothing was tried); aborted (by Stream.Abort);
 // not_allowed, private_address, loop (by name only).
 type Error struct {
 	Kind     string
@@ -60,9 +60,9 @@ func (e *Error) short() string { return (&Error{Kind: e.Kind, Near: e.Near, Err:
 // Status is what an HTTP client is told: 502, 503, 504, 508, 403, or 499 when it was the client that left.
 func (e *Error) Status() int {
 	switch e.Kind {
-	case "timeout":
+	case "timeout", "app_late":
 		return 504
-	case "down", "no_targets", "queue_full", "queue_timeout":
+	case "app", "down", "no_targets", "queue_full", "queue_timeout":
 		return 503
 	case "loop":
 		return 508
@@ -84,6 +84,8 @@ var kindWords = map[string]string{
 	"tls":             "cannot speak TLS",
 	"bad_answer":      "not a valid answer",
 	"down":            "every target is down",
+	"app":             "it does not serve",
+	"app_late":        "it is not ready in time",
 	"no_targets":      "there are no targets",
 	"queue_full":      "every target is busy and the queue is full",
 	"queue_timeout":   "every target stayed busy for queue_timeout",

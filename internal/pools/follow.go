@@ -26,6 +26,7 @@ type change struct {
 	want    *plan.Upstream
 	members []*Member
 	weights []int64
+	limits  []int
 	fresh   []*Member // new among members
 	ring    []point
 	sticky  map[string]*Member
@@ -106,6 +107,11 @@ func (st *step) Commit() {
 	var breath plan.Breath
 	defer breath.End()
 	for _, c := range st.changes {
+		if hasApps(c.want) { // they may be elsewhere by now
+			sec := c.secure
+			c = ps.plan(c.pool, c.want, c.pool.current())
+			c.secure = sec
+		}
 		c.pool.apply(c)
 		ps.watch(c.pool, len(st.changes))
 		breath.Take() // no request asks for mu
@@ -152,17 +158,22 @@ func (ps *Pools) plan(p *Pool, u *plan.Upstream, have []*Member) *change {
 	for _, m := range have {
 		left[m.target] = append(left[m.target], m)
 	}
-	for _, t := range u.Targets {
-		c.weights = append(c.weights, int64(max(1, t.Weight)))
-		t.Weight, t.MaxConns = 0, 0
-		if same := left[t]; len(same) > 0 {
-			c.members = append(c.members, same[0])
-			left[t] = same[1:]
-			continue
+	for _, one := range u.Targets {
+		for _, t := range ps.instances(one) {
+			c.weights, c.limits = append(c.weights, int64(max(1, t.Weight))), append(c.limits, t.MaxConns)
+			t.Weight, t.MaxConns = 0, 0
+			if same := left[t]; len(same) > 0 {
+				c.members = append(c.members, same[0])
+				left[t] = same[1:]
+				continue
+			}
+			m := &Member{pool: p, target: t}
+			if t.App != "" {
+				m.seat = ps.roster.seat(t.App, addrOf(&t, ps.roster.where(t.App)))
+			}
+			c.members = append(c.members, m)
+			c.fresh = append(c.fresh, m)
 		}
-		m := &Member{pool: p, target: t}
-		c.members = append(c.members, m)
-		c.fresh = append(c.fresh, m)
 	}
 	if u.Balance.Policy == "ip_hash" {
 		c.ring = newRing(c.members, c.weights)
@@ -191,7 +202,7 @@ func (p *Pool) apply(c *change) {
 	p.balance = balance{policy: c.want.Balance.Policy, turn: p.balance.turn, ring: c.ring, sticky: c.sticky, dirty: true}
 	for i, m := range c.members {
 		m.gone, m.weight, m.cookie = false, c.weights[i], nil
-		m.limit = smallest(c.want.Pool.MaxPerTarget, c.want.Targets[i].MaxConns)
+		m.limit = smallest(c.want.Pool.MaxPerTarget, c.limits[i])
 		if c.want.Health == nil {
 			m.down, m.streak = false, 0
 		}

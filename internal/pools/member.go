@@ -20,6 +20,7 @@ type Member struct {
 	weight int64
 	limit  int // connections at once; 0 = no limit
 	gone   bool
+	seat   *seat   // of an app's instance; nil for any other
 	active int     // connections in use, being dialled, or promised to a waiter
 	idle   []*conn // last used at the end
 	since  time.Time
@@ -60,6 +61,21 @@ func (m *Member) Release(ok bool) {
 		fault = "connection failed"
 	}
 	m.pool.leave(m, nil, false, fault)
+}
+
+// take and give count a connection in use.
+func (m *Member) take() {
+	m.active++
+	if m.seat != nil {
+		m.seat.enter()
+	}
+}
+
+func (m *Member) give() {
+	m.active--
+	if m.seat != nil {
+		m.seat.leave()
+	}
 }
 
 // free reports whether one more connection may be in use.

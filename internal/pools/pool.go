@@ -96,6 +96,20 @@ func (p *Pool) open(ask *Ask, s *Stream, key connKey, dial dialFunc) error {
 	now := p.ps.at(ask.Now)
 	p.mu.Lock()
 	m, full := p.pick(ask, now)
+	for range maxWakes {
+		app := ""
+		if m == nil && !full {
+			app = p.away()
+		}
+		if app == "" {
+			break
+		}
+		if err := p.rouse(s, app); err != nil {
+			return err
+		}
+		now = p.ps.now()
+		m, full = p.pick(ask, now)
+	}
 	if m == nil {
 		var err error
 		if m, err = p.wait(ask, s, full); err != nil {
@@ -104,7 +118,7 @@ func (p *Pool) open(ask *Ask, s *Stream, key connKey, dial dialFunc) error {
 		now = p.ps.now()
 		p.mu.Lock()
 	} else {
-		m.active++
+		m.take()
 	}
 	timeout := ask.Connect
 	if timeout == 0 {
@@ -210,7 +224,7 @@ func (p *Pool) dialError(m *Member, key connKey, err error, aborted bool) *Error
 func (p *Pool) leave(m *Member, c *conn, keep bool, fault string) {
 	now := p.ps.now()
 	p.mu.Lock()
-	m.active--
+	m.give()
 	if keep && p.keeps(m, c, now) {
 		c.idle = now
 		m.idle = append(m.idle, c)

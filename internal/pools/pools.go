@@ -35,6 +35,8 @@ type Options struct {
 	Listening func(netip.AddrPort) string
 	// Key makes sticky cookies mean the same after a restart; random if nil.
 	Key []byte
+	// Wake returns when an app is ready, or why it will not be. An error whose Timeout says true has waited for it.
+	Wake func(ctx context.Context, app string) error
 }
 
 // Pools are the upstreams of the committed plan.
@@ -50,7 +52,9 @@ type Pools struct {
 	own       ownAddrs
 	maxHead   atomic.Int64
 	conns     atomic.Int64 // open HTTP connections, in use or idle
-	closed    atomic.Bool  // Run has ended: nothing is kept any more
+	wakeApp   func(ctx context.Context, app string) error
+	roster    roster
+	closed    atomic.Bool // Run has ended: nothing is kept any more
 	wake      chan struct{}
 
 	mu     sync.Mutex // guards the following
@@ -62,7 +66,7 @@ type Pools struct {
 
 // New returns Pools that follow no plan yet.
 func New(o Options) *Pools {
-	ps := &Pools{log: o.Log, ours: o.Ours, listening: o.Listening, key: o.Key, epoch: time.Now(), wake: make(chan struct{}, 1)}
+	ps := &Pools{log: o.Log, ours: o.Ours, listening: o.Listening, key: o.Key, wakeApp: o.Wake, epoch: time.Now(), wake: make(chan struct{}, 1)}
 	if ps.log == nil {
 		ps.log = slog.New(slog.DiscardHandler)
 	}

@@ -102,7 +102,7 @@ func (p *Pool) waited(w *waiter, kind string) (*Member, error) {
 		p.queue.remove(w)
 		return nil, &Error{Kind: kind, Upstream: p.name}
 	case kind == "aborted":
-		w.m.active--
+		w.m.give()
 		p.pump(p.ps.now())
 		return nil, &Error{Kind: kind, Upstream: p.name}
 	}
@@ -116,7 +116,7 @@ func (p *Pool) pump(now int64) {
 		m, full := p.pick(w.ask, now)
 		switch {
 		case m != nil:
-			m.active++
+			m.take()
 			w.m = m
 		case !full:
 			w.err = p.downError()

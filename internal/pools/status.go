@@ -3,6 +3,7 @@ package pools
 import (
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +25,7 @@ const (
 	Starting State = "starting" // slow start
 	Out      State = "out"      // passive health
 	Down     State = "down"     // active checks
+	Away     State = "away"     // an app that is not ready; one that sleeps is woken by the first who comes
 )
 
 // TargetStatus is what is known of a target. Reason is of its last failure, also when that is over.
@@ -62,6 +64,11 @@ func (p *Pool) status() UpstreamStatus {
 		out.Targets[i] = TargetStatus{
 			Target: m.target.Text, State: m.state(), Since: m.since, Reason: m.reason, Failed: m.failed,
 			Weight: int(m.weight), Active: m.active, Idle: len(m.idle),
+		}
+	}
+	for _, t := range p.want.Targets {
+		if t.App != "" && !slices.ContainsFunc(p.members, func(m *Member) bool { return m.target.App == t.App }) {
+			out.Targets = append(out.Targets, TargetStatus{Target: t.Text, State: Away, Weight: t.Weight})
 		}
 	}
 	return out
