@@ -217,7 +217,13 @@ func (l *load) pick(f *part, s Source, whole bool) bool {
 // items finds the items that an earlier load has built and builds the others. It reports false when one does not parse by
 // itself or stands twice: then the file must be parsed whole.
 func (l *load) items(f *part) bool {
-	l.refs = slices.Grow(l.refs, len(f.pieces))
+	room := len(f.pieces)
+	for i := range f.pieces {
+		if f.pieces[i].Section == "sites" { // it may bring a redirect
+			room++
+		}
+	}
+	l.refs = slices.Grow(l.refs, room)
 	from := len(l.refs)
 	for _, p := range f.pieces {
 		l.breathe()

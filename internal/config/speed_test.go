@@ -32,6 +32,62 @@ func manyRoutes(n, version int) []byte {
 	return b.Bytes()
 }
 
+// manySites is a file of n sites, each with a certificate of its own and a redirect. version changes the targets of the
+// first hundred.
+func manySites(n, version int) []byte {
+	var b bytes.Buffer
+	b.WriteString("acme: {email: ops@example.com}\nsites:\n")
+	for i := range n {
+		target := fmt.Sprintf("10.0.%d.%d:8080", i/250%250, i%250+1)
+		if i < 100 {
+			target = fmt.Sprintf("10.9.%d.%d:8080", version%250, i+1)
+		}
+		fmt.Fprintf(&b, "  host-%d.example.com: %s\n", i, target)
+	}
+	return b.Bytes()
+}
+
+// TestTenThousandSitesLoadQuickly is the same for sites, of which each is two routes and a certificate.
+func TestTenThousandSitesLoadQuickly(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("measures time")
+	}
+	first, change := time.Hour, time.Hour
+	for range 3 {
+		l := NewLoader()
+		var old *plan.Plan
+		for v := range 4 {
+			text := manySites(10_000, v)
+			start := begun()
+			p, _, err := l.Load([]Source{{Name: "/etc/q.yaml", Bytes: text}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(p.Certificates) != 10_000 || len(p.Routes) != 20_002 {
+				t.Fatalf("%d certificates, %d routes", len(p.Certificates), len(p.Routes))
+			}
+			if old == nil {
+				first = min(first, start.spent())
+			} else {
+				change = min(change, start.spent())
+				if r, u := newPointers(old, p); r != 0 || u != 100 {
+					t.Fatalf("%d routes and %d upstreams are new pointers; only the targets of 100 were changed", r, u)
+				}
+				for i, c := range p.Certificates {
+					if c != old.Certificates[i] {
+						t.Fatalf("%s is a new pointer", c.Label())
+					}
+				}
+			}
+			old = p
+		}
+	}
+	t.Logf("first load %v, change of 100 %v", first, change)
+	if first > 500*time.Millisecond || change > 120*time.Millisecond {
+		t.Errorf("first load took %v (at most 500ms), a change of 100 sites %v (at most 120ms)", first, change)
+	}
+}
+
 // TestTenThousandRoutesLoadQuickly holds config's share of the promise about large configurations.
 func TestTenThousandRoutesLoadQuickly(t *testing.T) {
 	if testing.Short() || raceEnabled {
