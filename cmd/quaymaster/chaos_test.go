@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -59,4 +61,48 @@ func TestP20_AKilledSuccessorIsReplacedWhileTheFirstDrains(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("the process that was replaced does not end")
 	}
+}
+
+// TestC13_AnUploadThatWeCutIsNotCalledSlow: when its route goes with on_remove: close the client sees the end of its
+// connection, and no 408 for a body that it was still sending.
+func TestC13_AnUploadThatWeCutIsNotCalledSlow(t *testing.T) {
+	t.Parallel()
+	const clients = 100
+	target := script(t, func(_ net.Conn, r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) })
+	p, other := freePort(t), freePort(t)
+	stays := fileRoute("stays", other, "b.test", "b")
+	q := start(t, "routes:\n"+stays+fmt.Sprintf("  - {name: goes, match: {ports: [%d]}, action: {targets: [%q]}, on_remove: close}\n", p, target))
+	var cs []net.Conn
+	for range clients {
+		c := dial(t, p)
+		if _, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf"); err != nil {
+			t.Fatal(err)
+		}
+		cs = append(cs, c)
+	}
+	q.until("all are being sent", func() bool { return q.standing("goes") == clients })
+	q.reload("routes:\n" + stays)
+	for _, c := range cs {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if got, err := io.ReadAll(c); len(got) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%.200q, %v; want the end of the connection", got, err)
+		}
+	}
+	q.until("all are logged", func() bool { return strings.Count(q.out.String(), `"status":499`) == clients })
+	if strings.Contains(q.out.String(), "body_stall") {
+		t.Error("the log says that clients were too slow")
+	}
+}
+
+// standing counts the connections that stand on a route.
+func (q *qm) standing(route string) (n int) {
+	q.t.Helper()
+	var all []struct{ Route string }
+	q.get("/v1/connections", &all)
+	for _, c := range all {
+		if c.Route == route {
+			n++
+		}
+	}
+	return n
 }

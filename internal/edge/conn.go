@@ -39,7 +39,6 @@ type conn struct {
 	route      atomic.Pointer[proxy.Route]  // where an exchange or tunnel stands right now
 	running    atomic.Pointer[relay.Tunnel] // while it is one
 	member     atomic.Pointer[pools.Member] // the tunnel's target, where its route has an upstream
-	cut        atomic.Bool                  // ended by us
 	prev, next *conn                        // guarded by Edge.mu
 }
 

@@ -196,7 +196,7 @@ func (c *conn) end() {
 // shut ends the connection under its user: a tunnel is cut, any other wait of our side ends by a past deadline, the
 // peer sees a FIN, and an exchange that waits for its target sees a client that hung up, and gives the target up.
 func (c *conn) shut() {
-	c.cut.Store(true)
+	c.info.Cut.Store(true)
 	if t := c.running.Load(); t != nil {
 		t.Cut()
 		return

@@ -136,7 +136,7 @@ func (c *conn) relay(live *proxy.Route, target net.Conn, head []byte, log *wire.
 	}
 	c.info.State.Store(uint32(wire.Tunneling))
 	c.running.Store(t)
-	if c.cut.Load() { // ended while the target was dialled
+	if c.info.Cut.Load() { // ended while the target was dialled
 		t.Cut()
 	}
 	res := t.Run()

@@ -215,10 +215,11 @@ func (w *watch) wake(gen uint64) {
 	w.t.stream.Abort()
 }
 
+// left reports whether the client has gone, or we have ended its connection.
 func (w *watch) left() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.over
+	return w.over || w.t != nil && w.t.ex.Conn.Cut.Load()
 }
 
 // pause ends the watcher, so that somebody else may read from the client; nothing is watched any more.

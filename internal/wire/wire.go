@@ -206,4 +206,7 @@ type ConnInfo struct {
 	// Farewell, while set, is what ends this connection politely from another goroutine instead of a plain close: a
 	// WebSocket says 1001. Whoever upgrades the connection sets it and clears it.
 	Farewell atomic.Pointer[func()]
+
+	// Cut is set before we end the connection under an exchange: what fails on it from then on is not the client's doing.
+	Cut atomic.Bool
 }
