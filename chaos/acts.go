@@ -17,16 +17,18 @@ import (
 )
 
 // An act is something that happens to the machine. An error of it ends the run: the machine cannot be told any more what
-// to do. What the machine did wrong is a violation.
+// to do. What the machine did wrong is a violation. errNothing says that it could not happen now.
 type act struct {
 	name   string
 	weight int
 	do     func(c *chaos) error
 }
 
-// acts are all that may happen. Those that the machine cannot do are left out.
+var errNothing = errors.New("nothing to do now")
+
+// acts are all that may happen.
 func (c *chaos) acts() []act {
-	all := []act{
+	return []act{
 		{"reload", 30, (*chaos).reload},
 		{"edit", 14, (*chaos).edit},
 		{"broken file", 3, (*chaos).broken},
@@ -37,11 +39,10 @@ func (c *chaos) acts() []act {
 		{"machine killed", 3, (*chaos).killMachine},
 		{"machine killed in a reload", 1, (*chaos).killInReload},
 		{"machine killed, ports taken", 2, (*chaos).killAndTake},
+		{"upgrade", 6, (*chaos).upgrade},
+		{"upgrade that fails", 2, (*chaos).failedUpgrade},
+		{"everybody leaves", 1, (*chaos).checkLeaks},
 	}
-	if help, err := c.m.cli("upgrade", "--help"); err == nil && strings.Contains(help, "quaymaster upgrade") {
-		all = append(all, act{"upgrade", 6, (*chaos).upgrade}, act{"upgrade that fails", 2, (*chaos).failedUpgrade})
-	}
-	return all
 }
 
 // commit brings next in force: apply does, and its error is a refusal that nothing excuses.
@@ -89,7 +90,7 @@ func (c *chaos) edit() error {
 		gone := own[c.rng.IntN(len(own))]
 		before := len(next.routes)
 		if next.without(gone.name); len(next.routes) != before-1 {
-			return nil // a file's tunnel would have to go with it
+			return errNothing // a file's tunnel would have to go with it
 		}
 		return c.commit(next, func() error {
 			_, err := c.m.api("DELETE", "/v1/routes/"+gone.name, "*", nil)
@@ -102,7 +103,7 @@ func (c *chaos) edit() error {
 	}
 	r := c.garden.add(next, class, true)
 	if r == nil || next.pool.role(r.port) == proxied && !slices.Contains(c.now.ports(), r.port) {
-		return nil // proxy_protocol stands in the file, which names only ports that are wanted
+		return errNothing // proxy_protocol stands in the file, which names only ports that are wanted
 	}
 	return c.commit(next, func() error {
 		_, err := c.m.api("PUT", "/v1/routes/"+r.name, "*", []byte(next.body(r).String()))
@@ -197,7 +198,7 @@ func (c *chaos) foreigner() error {
 		}
 	}
 	if len(idle) < 3 {
-		return nil
+		return errNothing
 	}
 	port, stay := idle[c.rng.IntN(len(idle))], time.Duration(500+c.rng.IntN(4000))*time.Millisecond
 	if !c.take(port, func(f *foreign) {
@@ -211,21 +212,19 @@ func (c *chaos) foreigner() error {
 
 // refused wants a port that a foreign listener holds: nothing may change, and the refusal names the port and us.
 func (c *chaos) refused() error {
-	var port int
-	var f *foreign
-	c.mu.Lock()
-	for p, x := range c.taken {
-		if !slices.Contains(c.now.ports(), p) && (port == 0 || p < port) {
-			port, f = p, x
+	port, f := c.unwanted()
+	if f == nil {
+		if err := c.foreigner(); err != nil {
+			return err
 		}
+		port, f = c.unwanted()
 	}
-	c.mu.Unlock()
 	if f == nil || !f.hold.TryLock() {
-		return nil
+		return errNothing
 	}
 	defer f.hold.Unlock()
 	if c.still(port) != f {
-		return nil
+		return errNothing
 	}
 	next := c.garden.change(c.now)
 	class := load.HTTP
@@ -253,6 +252,18 @@ func (c *chaos) refused() error {
 	return c.checkPorts()
 }
 
+// unwanted is a foreign listener on a port that no plan wants now, nil when there is none.
+func (c *chaos) unwanted() (port int, f *foreign) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p, x := range c.taken {
+		if !slices.Contains(c.now.ports(), p) && (port == 0 || p < port) {
+			port, f = p, x
+		}
+	}
+	return port, f
+}
+
 // still is the foreign listener of a port now.
 func (c *chaos) still(port int) *foreign {
 	c.mu.Lock()
@@ -267,7 +278,7 @@ func (c *chaos) killTarget() error {
 	select {
 	case t.busy <- struct{}{}:
 	default:
-		return nil // it is down already
+		return errNothing // it is down already
 	}
 	c.others.Add(1)
 	go func() {
@@ -302,7 +313,6 @@ func (c *chaos) restart(before func()) error {
 		return err
 	}
 	before()
-	c.kills++
 	if err := c.m.start(); err != nil {
 		return err
 	}
@@ -329,7 +339,6 @@ func (c *chaos) killInReload() error {
 		return err
 	}
 	<-asked
-	c.kills++
 	if err := c.m.start(); err != nil {
 		return err
 	}
@@ -369,8 +378,8 @@ func (c *chaos) comesBack(port int, stay time.Duration, f *foreign) {
 	done := f.done
 	f.done = func() {}
 	c.leave(port, f)
-	const step = 31 * time.Second // the longest wait of the back-off, and a second for the bind
-	err := within(step, fmt.Sprintf("port %d is bound by itself", port), func() error {
+	const longest = 30 * time.Second // of the back-off's waits
+	err := within(longest+c.o.patience, fmt.Sprintf("port %d is bound by itself", port), func() error {
 		all, err := c.m.ports()
 		if err != nil {
 			return err

@@ -5,17 +5,19 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
-// slack is what may differ in descriptors and goroutines between two quiet moments.
-const slack = 5
+// slack is how many goroutines more than at the start may be there in a quiet moment: those of the Go runtime come and go.
+const slack = 3
 
 // checkPorts holds three tables against each other: what the configuration wants, what the machine says, and what the
-// kernel knows. They have a second to agree, on a slow machine five.
+// kernel knows.
 func (c *chaos) checkPorts() error {
-	err := within(5*time.Second, "the ports agree", c.portsAgree)
+	err := within(c.o.patience, "the ports agree", c.portsAgree)
 	if err != nil {
 		c.judge.Violate("ports, configuration and kernel disagree", "%v", err)
 	}
@@ -36,54 +38,52 @@ func (c *chaos) portsAgree() error {
 		return err
 	}
 	var errs []error
-	wanted := c.now.ports()
 	for _, port := range c.now.pool.all() {
-		ours := slices.DeleteFunc(slices.Clone(listens), func(l listener) bool {
-			return l.port != port || !slices.Contains(fds, fmt.Sprintf("socket:[%d]", l.inode))
-		})
-		i := slices.IndexFunc(said, func(h held) bool { return h.Port == port && h.Source != "admin" })
-		switch {
-		case !slices.Contains(wanted, port):
-			if i >= 0 {
-				errs = append(errs, fmt.Errorf("port %d has no route, and is %s for %v", port, said[i].State, said[i].Routes))
-			}
-			if len(ours) > 0 {
-				errs = append(errs, fmt.Errorf("port %d has no route, and is listened on", port))
-			}
-		case i < 0:
-			errs = append(errs, fmt.Errorf("port %d is wanted, and not in the table", port))
-		default:
-			errs = append(errs, c.portIs(port, &said[i], ours))
+		var h *held
+		if i := slices.IndexFunc(said, func(h held) bool { return h.Port == port && h.Source != "admin" }); i >= 0 {
+			h = &said[i]
 		}
+		there := slices.DeleteFunc(slices.Clone(listens), func(l listener) bool { return l.port != port })
+		errs = append(errs, c.portIs(port, h, there, fds))
 	}
 	return errors.Join(errs...)
 }
 
-// portIs checks one wanted port.
-func (c *chaos) portIs(port int, h *held, ours []listener) error {
-	slices.Sort(h.Routes)
-	if want := c.now.users(port); !slices.Equal(h.Routes, want) {
-		return fmt.Errorf("port %d serves %v, wanted by %v", port, h.Routes, want)
+// portIs checks one port of the pool, on which the sockets of there listen, whoever has them.
+func (c *chaos) portIs(port int, h *held, there []listener, fds []string) error {
+	users := c.now.users(port)
+	switch {
+	case len(users) == 0 && h != nil:
+		return fmt.Errorf("port %d has no route, and is %s for %v", port, h.State, h.Routes)
+	case len(users) == 0 && len(there) > 0 && !c.barred(port):
+		return fmt.Errorf("port %d has no route, and is listened on", port)
+	case len(users) == 0:
+		return nil
+	case h == nil:
+		return fmt.Errorf("port %d is wanted, and not in the table", port)
+	}
+	if slices.Sort(h.Routes); !slices.Equal(h.Routes, users) {
+		return fmt.Errorf("port %d serves %v, wanted by %v", port, h.Routes, users)
 	}
 	if want := c.now.written(port); h.Wanted != want {
 		return fmt.Errorf("port %d is wanted as %s, not as %s", port, h.Wanted, want)
 	}
-	if c.barred(port) { // somebody else has it, or had it a moment ago
-		return nil
-	}
 	switch {
+	case c.barred(port): // somebody else has it, or had it a moment ago
+		return nil
 	case h.State != "bound":
 		return fmt.Errorf("port %d is %s although nobody else has it: %s", port, h.State, h.Error)
-	case len(ours) != 1:
-		return fmt.Errorf("port %d has %d sockets", port, len(ours))
-	case ours[0].any == c.now.specific[port]:
-		return fmt.Errorf("port %d is bound on every address: %v", port, ours[0].any)
+	case len(there) != 1:
+		return fmt.Errorf("port %d has %d sockets", port, len(there))
+	case !slices.Contains(fds, fmt.Sprintf("socket:[%d]", there[0].inode)):
+		return fmt.Errorf("port %d is listened on by another process than the one that serves", port)
+	case there[0].any == c.now.specific[port]:
+		return fmt.Errorf("port %d is bound on every address: %v", port, there[0].any)
 	}
 	return nil
 }
 
-// checkEnded wants nobody left on routes that have gone and say close. A client that was told to go has a second for it;
-// it gets five.
+// checkEnded wants nobody left on routes that have gone and say close.
 func (c *chaos) checkEnded(old *plan) error {
 	var gone []string
 	for _, r := range old.routes {
@@ -94,7 +94,7 @@ func (c *chaos) checkEnded(old *plan) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	err := within(5*time.Second, "the connections of routes that went are closed", func() error {
+	err := within(c.o.patience, "the connections of routes that went are closed", func() error {
 		standing, err := c.m.standing()
 		for _, name := range gone {
 			if n := standing[name]; n > 0 {
@@ -111,12 +111,38 @@ func (c *chaos) checkEnded(old *plan) error {
 
 // quiet is what the machine holds when no client is there, beyond its listening sockets.
 type quiet struct {
-	pid, fds, goroutines int
-	rss                  int64
+	pid, goroutines int
+	fds             map[string]int // by kind
+	rss             int64
 }
 
 func (q quiet) String() string {
-	return fmt.Sprintf("pid %d: %d descriptors, %d goroutines, %d MiB", q.pid, q.fds, q.goroutines, q.rss>>20)
+	n := 0
+	for _, of := range q.fds {
+		n += of
+	}
+	return fmt.Sprintf("pid %d: %d descriptors, %d goroutines, %d MiB", q.pid, n, q.goroutines, q.rss>>20)
+}
+
+// more is an error when q holds what was not there at the start.
+func (q quiet) more(start quiet) error {
+	for kind, n := range q.fds {
+		if was := start.fds[kind]; n > was {
+			return fmt.Errorf("%d descriptors of %s beyond those of ports, at the start %d", n, kind, was)
+		}
+	}
+	if q.goroutines > start.goroutines+slack {
+		return fmt.Errorf("%d goroutines beyond those of ports, at the start %d", q.goroutines, start.goroutines)
+	}
+	return nil
+}
+
+// kindOf is what a descriptor leads to, without what tells it from others of its kind: "socket:[123]" is a socket.
+func kindOf(fd string) string {
+	if kind, _, found := strings.Cut(fd, ":["); found {
+		return kind
+	}
+	return fd
 }
 
 // measure looks at a machine without clients.
@@ -133,25 +159,48 @@ func (c *chaos) measure() (q quiet, err error) {
 			return q, fmt.Errorf("pid %d, which was replaced, is still there", pid)
 		}
 	}
+	q = quiet{pid: c.m.pid, fds: map[string]int{}, rss: c.m.rss()}
+	if q.goroutines, err = c.m.goroutines(); err != nil {
+		return q, err
+	}
 	fds, err := c.m.fds()
 	if err != nil {
 		return q, err
 	}
-	n, err := c.m.goroutines()
-	if err != nil {
-		return q, err
+	for _, fd := range fds {
+		q.fds[kindOf(fd)]++
 	}
 	held, err := c.m.ports()
 	if err != nil {
 		return q, err
 	}
-	sockets := 0
 	for _, h := range held {
-		if h.State == "bound" {
-			sockets++ // each has a descriptor and a goroutine
+		if h.State == "bound" { // each has a descriptor and a goroutine
+			q.fds["socket"]--
+			q.goroutines--
 		}
 	}
-	return quiet{c.m.pid, len(fds) - sockets, n - sockets, c.m.rss()}, nil
+	return q, nil
+}
+
+// least is the smallest of some measurements, so that nothing that came and went in one of them counts.
+func (c *chaos) least() (q quiet, err error) {
+	for i := range 20 {
+		pause(c.ctx, 10*time.Millisecond)
+		next, err := c.measure()
+		if err != nil {
+			return q, err
+		}
+		if i == 0 {
+			q = next
+		}
+		maps.DeleteFunc(q.fds, func(kind string, _ int) bool { _, there := next.fds[kind]; return !there })
+		for kind := range q.fds {
+			q.fds[kind] = min(q.fds[kind], next.fds[kind])
+		}
+		q.goroutines = min(q.goroutines, next.goroutines)
+	}
+	return q, nil
 }
 
 // checkLeaks lets every client end, and wants descriptors and goroutines back where they were before the first one came.
@@ -159,14 +208,11 @@ func (c *chaos) checkLeaks() error {
 	c.fleet.Pause()
 	defer c.fleet.Resume()
 	var q quiet
-	err := within(30*time.Second, "a quiet machine is as it was", func() (err error) {
+	err := within(max(c.o.patience, 30*time.Second), "a quiet machine is as it was", func() (err error) {
 		if q, err = c.measure(); err != nil {
 			return err
 		}
-		if more := max(q.fds-c.start.fds, q.goroutines-c.start.goroutines); more > slack {
-			return fmt.Errorf("%v; at the start %v", q, c.start)
-		}
-		return nil
+		return q.more(c.start)
 	})
 	if err != nil {
 		fds, _ := c.m.fds()

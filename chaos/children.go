@@ -94,11 +94,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // newTargets makes n targets on ports that nobody holds; none runs yet.
-func newTargets(dir string, n, from int) ([]*target, error) {
+func newTargets(dir string, n, from, to int) ([]*target, error) {
 	var out []*target
 	for port := from; len(out) < n; port += 2 {
-		if port > from+200 {
-			return nil, fmt.Errorf("no free ports for targets behind %d", from)
+		if port+1 >= to {
+			return nil, fmt.Errorf("no free ports for targets from %d to %d", from, to)
 		}
 		if !free(port) || !free(port+1) {
 			continue

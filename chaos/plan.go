@@ -27,27 +27,41 @@ const (
 // pool is the ports that plans choose from, by role.
 type pool [roles][]int
 
-// newPool finds a block of ports that nobody holds, below the ephemeral ones.
-func newPool(rng *rand.Rand) (pool, error) {
-	sizes := [roles]int{mixed: 6, tunnel: 3, proxied: 2}
-next:
-	for range 100 {
-		port := 12000 + 20*rng.IntN(300)
-		var p pool
-		for r, n := range sizes {
-			for range n {
-				port++
-				l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-				if err != nil {
-					continue next
-				}
-				_ = l.Close()
-				p[r] = append(p[r], port)
-			}
+// Ports are taken in blocks, below the ephemeral ones and those of this module's other tests. Whoever listens on the
+// first port of a block has the rest, so runs that go on at the same time do not meet.
+const (
+	lowestPort = 10000
+	blockSize  = 60
+	blockCount = 50
+	targetsAt  = 20 // where in a block the ports of targets begin
+)
+
+// newPool claims a block of ports that nobody holds.
+func newPool(rng *rand.Rand) (p pool, claim net.Listener, err error) {
+	for _, i := range rng.Perm(blockCount) {
+		first := lowestPort + blockSize*i
+		if claim, err = net.Listen("tcp", fmt.Sprintf(":%d", first)); err != nil {
+			continue
 		}
-		return p, nil
+		if p, ok := poolAt(first + 1); ok {
+			return p, claim, nil
+		}
+		_ = claim.Close()
 	}
-	return pool{}, fmt.Errorf("no block of free ports between 12000 and 18000")
+	return p, nil, fmt.Errorf("no block of free ports from %d to %d", lowestPort, lowestPort+blockSize*blockCount)
+}
+
+func poolAt(port int) (p pool, ok bool) {
+	for r, n := range [roles]int{mixed: 6, tunnel: 3, proxied: 2} {
+		for range n {
+			if !free(port) {
+				return p, false
+			}
+			p[r] = append(p[r], port)
+			port++
+		}
+	}
+	return p, true
 }
 
 func (p pool) all() []int { return slices.Concat(p[:]...) }

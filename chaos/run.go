@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,8 @@ type options struct {
 	self     string        // program that becomes a target when its first argument is "target"
 	every    time.Duration // the mean pause between two acts
 	long     time.Duration // of a long exchange
+	patience time.Duration // how long the machine may take until it is as it must be
+	only     string        // names of acts, by commas; "" = all
 	race     bool          // binary was built with the race detector: its memory says nothing
 	out      io.Writer
 }
@@ -45,13 +48,13 @@ type chaos struct {
 	judge   *load.Judge
 	fleet   *load.Fleet
 	targets []*target
-	log     *os.File // of the targets
+	log     *os.File     // of the targets
+	claim   net.Listener // of our block of ports
 
 	now    *plan // in force; of the goroutine that acts
 	start  quiet // before the first client
 	quiets []quiet
 	count  map[string]int // acts by name
-	kills  int
 	others sync.WaitGroup // acts that go on beside others
 
 	mu     sync.Mutex // guards what follows
@@ -92,14 +95,15 @@ func run(ctx context.Context, o options) (*chaos, load.Tally, error) {
 
 // begin brings targets and machine up, and measures the machine before the first client.
 func (c *chaos) begin() (err error) {
-	p, err := newPool(c.rng)
+	p, claim, err := newPool(c.rng)
 	if err != nil {
 		return err
 	}
+	c.claim = claim
 	if c.log, err = os.Create(filepath.Join(c.o.dir, "targets.log")); err != nil {
 		return err
 	}
-	if c.targets, err = newTargets(c.o.dir, 6, p.all()[0]+6000); err != nil {
+	if c.targets, err = newTargets(c.o.dir, 6, p.all()[0]+targetsAt, p.all()[0]+blockSize-1); err != nil {
 		return err
 	}
 	for _, t := range c.targets {
@@ -129,45 +133,79 @@ func (c *chaos) begin() (err error) {
 	if err := c.checkPorts(); err != nil {
 		return err
 	}
-	c.start, err = c.measure()
+	c.start, err = c.least()
 	return err
 }
 
-// rage lets acts happen until the time is over: each of them once, in any order, and then by weight.
+// rage lets acts happen by weight until the time is over and each has happened at least once.
 func (c *chaos) rage(ctx context.Context) error {
-	ctx, over := context.WithTimeout(ctx, c.o.duration)
-	defer over()
-	all := c.acts()
+	all, err := c.chosen()
+	if err != nil {
+		return err
+	}
 	sum := 0
 	for _, a := range all {
 		sum += a.weight
 	}
-	order := c.rng.Perm(len(all))
-	for pause(ctx, time.Duration(c.rng.Int64N(2*int64(c.o.every)))) {
+	order := c.rng.Perm(len(all)) // in which each happens for the first time
+	over := time.Now().Add(c.o.duration)
+	for len(order) > 0 || time.Now().Before(over) {
+		if !pause(ctx, time.Duration(c.rng.Int64N(2*int64(c.o.every)))) {
+			return nil
+		}
 		n := c.rng.IntN(sum)
 		i := slices.IndexFunc(all, func(a act) bool { n -= a.weight; return n < 0 })
-		if len(order) > 0 {
-			i, order = order[0], order[1:]
+		if len(order) > 0 && c.rng.IntN(2) == 0 {
+			i, order = order[0], append(order[1:], order[0])
 		}
-		a := all[i]
-		began := time.Now()
-		if err := a.do(c); err != nil {
-			return fmt.Errorf("%s: %w", a.name, err)
-		}
-		c.count[a.name]++
-		fmt.Fprintf(c.log, "%s %s %v\n", began.Format("15:04:05.000000"), a.name, time.Since(began).Round(time.Microsecond))
-		if err := c.failure(); err != nil {
+		done, err := c.happen(all[i])
+		if err != nil {
 			return err
+		}
+		if done {
+			order = slices.DeleteFunc(order, func(x int) bool { return x == i })
 		}
 	}
 	return nil
+}
+
+// chosen are the acts of this run.
+func (c *chaos) chosen() ([]act, error) {
+	all := c.acts()
+	if c.o.only == "" {
+		return all, nil
+	}
+	var out []act
+	for name := range strings.SplitSeq(c.o.only, ",") {
+		i := slices.IndexFunc(all, func(a act) bool { return a.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no act %q", name)
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
+}
+
+// happen lets one act happen, and reports whether it could.
+func (c *chaos) happen(a act) (bool, error) {
+	began := time.Now()
+	err := a.do(c)
+	if errors.Is(err, errNothing) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", a.name, err)
+	}
+	c.count[a.name]++
+	fmt.Fprintf(c.log, "%s %s %v\n", began.Format("15:04:05.000000"), a.name, time.Since(began).Round(time.Microsecond))
+	return true, c.failure()
 }
 
 // stop asks the machine to end. There is no client left, so it ends at once and well.
 func (c *chaos) stop() {
 	direct := c.m.pid == c.m.group
 	_ = syscall.Kill(c.m.pid, syscall.SIGTERM)
-	if err := within(30*time.Second, "the machine stops", func() error {
+	if err := within(max(c.o.patience, 30*time.Second), "the machine stops", func() error {
 		if !gone(c.m.pid) {
 			return errors.New("it is still there")
 		}
@@ -198,6 +236,9 @@ func (c *chaos) end() {
 	}
 	if c.log != nil {
 		_ = c.log.Close()
+	}
+	if c.claim != nil {
+		_ = c.claim.Close()
 	}
 }
 

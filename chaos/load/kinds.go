@@ -10,12 +10,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/coder/websocket"
 )
 
 // A Kind is one way to use a connection.
@@ -283,88 +279,6 @@ func passthrough(ctx context.Context, s *session) {
 }
 
 func passthroughDownload(ctx context.Context, s *session) { s.once(ctx, s.downloaded) }
-
-// webSocket sends messages over s.long, gets each back, and closes properly.
-func webSocket(ctx context.Context, s *session) {
-	r := s.begin(nil, s.to)
-	defer func() { s.finish(r) }()
-	var l *link
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var err error
-		l, err = dial(ctx, s.rng, s.to)
-		r.Opened = l.opened
-		if err != nil {
-			return nil, err
-		}
-		_ = l.SetDeadline(time.Time{})
-		return l, nil
-	}}
-	defer tr.CloseIdleConnections()
-	shake, stop := context.WithTimeout(ctx, patience)
-	defer stop()
-	c, res, err := websocket.Dial(shake, fmt.Sprintf("ws://127.0.0.1:%d/ws", s.to.Port), &websocket.DialOptions{ //nolint:bodyclose // the library has read it
-		HTTPClient: &http.Client{Transport: tr}, Host: s.to.Name, HTTPHeader: http.Header{headNonce: {r.Nonce}},
-	})
-	if err != nil {
-		s.notUpgraded(r, res, err)
-		return
-	}
-	defer func() { _ = c.CloseNow() }()
-	r.Target = res.Header.Get(headTarget)
-	if why := l.falseHead(res, r); why != "" {
-		r.fail(&falseAnswer{why}, true)
-		return
-	}
-	if err := s.talk(ctx, c, r); err != nil {
-		r.fail(err, true)
-		return
-	}
-	r.Outcome = Answered
-}
-
-// notUpgraded sorts a handshake that failed.
-func (s *session) notUpgraded(r *Report, res *http.Response, err error) {
-	if res == nil {
-		if strings.Contains(err.Error(), strconv.Quote(strings.TrimSpace(foreignHello))) {
-			err = errForeign
-		}
-		r.fail(err, false)
-		return
-	}
-	page, _ := io.ReadAll(res.Body) // the library keeps the beginning of it
-	if r.Target = res.Header.Get(headTarget); r.Target == "" {
-		r.own(res.StatusCode, page)
-		return
-	}
-	r.fail(&falseAnswer{err.Error()}, true)
-}
-
-// talk sends messages and wants each of them back.
-func (s *session) talk(ctx context.Context, c *websocket.Conn, r *Report) error {
-	const n = 20
-	for i := range n {
-		one, stop := context.WithTimeout(ctx, patience)
-		err := c.Write(one, websocket.MessageText, fmt.Appendf(nil, "message %d", i))
-		var got []byte
-		if err == nil {
-			_, got, err = c.Read(one)
-		}
-		stop()
-		if err != nil {
-			if code := websocket.CloseStatus(err); code != -1 {
-				return fmt.Errorf("close %d: %w", code, io.ErrUnexpectedEOF)
-			}
-			return err
-		}
-		if want := fmt.Sprintf("%s %s message %d", r.Target, r.Nonce, i); string(got) != want {
-			return &falseAnswer{fmt.Sprintf("message %q, want %q", got, want)}
-		}
-		if !wait(ctx, s.long/n) {
-			return ctx.Err()
-		}
-	}
-	return c.Close(websocket.StatusNormalClosure, "")
-}
 
 func rawQuick(ctx context.Context, s *session) { s.raw(ctx, 1+s.rng.IntN(10), s.rng.IntN(8<<10), 0) }
 

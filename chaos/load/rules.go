@@ -37,7 +37,7 @@ var rules = []rule{
 	{"the port comes or goes, or a reload that wanted it is refused", (*facts).moving, []Outcome{Closed}, false},
 	{"its target is killed, until it serves again", func(f *facts) bool { return f.targetDown }, []Outcome{Unavailable, Closed, Cut}, true},
 	{"its route ends, on_remove: close", func(f *facts) bool { return f.ending }, []Outcome{Closed, Cut}, true},
-	{"quaymaster is killed, until it serves again", func(f *facts) bool { return f.machineDown }, []Outcome{Refused, Closed, Cut}, true},
+	{"quaymaster is killed while its connection is open, or has not served since", func(f *facts) bool { return f.machineDown }, []Outcome{Refused, Closed, Cut}, true},
 	{"another process holds the port", func(f *facts) bool { return f.taken }, []Outcome{Refused, Foreign, Closed}, false},
 }
 
@@ -91,13 +91,16 @@ func (f *facts) moving() bool {
 
 // gather finds the facts of a report.
 func gather(w *World, r *Report, reached []string) *facts {
-	from := r.Began
-	if r.Endpoint.Class.tunnelled() && r.Opened != 0 {
-		from = r.Opened // what was decided when the connection came in goes on
+	from, opened := r.Began, r.Began
+	if r.Opened != 0 {
+		opened = min(r.Began, r.Opened)
+	}
+	if r.Endpoint.Class.tunnelled() {
+		from = opened // what was decided when the connection came in goes on
 	}
 	f := &facts{
 		r: r, reached: reached,
-		machineDown: w.wasDown(Machine, r.Began, r.Ended), taken: w.wasTaken(r.Endpoint.Port, r.Began, r.Ended),
+		machineDown: w.wasDown(Machine, opened, r.Ended), taken: w.wasTaken(r.Endpoint.Port, r.Began, r.Ended),
 	}
 	spans := w.in(from, r.Ended)
 	for i, s := range spans {
