@@ -30,6 +30,7 @@ type podmanOf struct {
 	user int
 	fs   string // what containers see: a program that listens
 	init int    // pid of the first process
+	ids  string // of the containers there were
 }
 
 const listenProgram = `package main
@@ -105,6 +106,7 @@ func newPodman(t *testing.T, user int) *podmanOf {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(p.sweep)
 	p.boot()
 	t.Cleanup(p.end)
 	return p
@@ -124,13 +126,14 @@ ip addr add 198.51.100.2/24 dev out0
 ip link set out0 up
 ip link set out1 up
 ip route add default via 198.51.100.1
+cp -a /etc etc
 if [ "$2" != 0 ]; then
-  cp -a /etc etc
   cp passwd group subuid subgid etc
-  mount --bind etc /etc
   mount -t tmpfs -o mode=755 tmpfs /dev/net
   mknod -m 666 /dev/net/tun c 10 200
 fi
+mount --bind etc /etc
+[ ! -d /opt ] || mount -t tmpfs tmpfs /opt
 echo ready
 sleep infinity & wait
 `
@@ -291,8 +294,23 @@ func (p *podmanOf) blamed(t *testing.T, port int) portRow {
 func (p *podmanOf) end() {
 	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
+	if ids, err := p.command(ctx, p.podman("ps", "-a", "-q", "--no-trunc")...).Output(); err == nil {
+		p.ids = string(ids)
+	}
 	if out, err := p.command(ctx, p.podman("rm", "-f", "-t", "0", "-a")...).CombinedOutput(); err != nil {
 		p.t.Logf("podman rm: %v\n%s", err, out)
+	}
+}
+
+// sweep removes the control groups of containers whose monitor has ended before them.
+func (p *podmanOf) sweep() {
+	for _, id := range strings.Fields(p.ids) {
+		for _, below := range []string{"", "*/"} {
+			groups, _ := filepath.Glob("/sys/fs/cgroup/" + below + "libpod_parent/libpod-" + id)
+			for _, g := range groups {
+				_ = os.Remove(g)
+			}
+		}
 	}
 }
 

@@ -69,6 +69,9 @@ func (l *Look) enrich(h *Holder) {
 			l.bySpaces(h, l.spaces(h))
 		}
 	}
+	if h.Helper == "" && h.name == "dockerd" {
+		l.byPort(h)
+	}
 	if h.ContainerID != "" {
 		l.nameContainer(h)
 	}
@@ -214,6 +217,15 @@ func (l *Look) byProxy(h *Holder) {
 			l.byAddress(h, args)
 			return
 		}
+	}
+}
+
+// byPort finds the container for which docker itself holds a port, as it does where it starts no proxies (userland-proxy:
+// false). To stop docker for that would stop every container; a port that no container publishes is docker's own.
+func (l *Look) byPort(h *Holder) {
+	if c, ok := l.host().dockerByPort(h.UID, l.host().args(h.Pid), h.Proto, strconv.Itoa(int(h.Addr.Port()))); ok {
+		h.Helper, h.Engine = h.name, "docker"
+		h.ContainerID, h.Container = c.ID, clean(strings.TrimPrefix(c.Name, "/"))
 	}
 }
 

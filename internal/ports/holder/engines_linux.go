@@ -19,6 +19,7 @@ type docker struct {
 
 	NetworkSettings struct {
 		Networks map[string]*struct{ IPAddress, GlobalIPv6Address string }
+		Ports    map[string][]struct{ HostPort string } // by 80/tcp
 	}
 }
 
@@ -58,17 +59,41 @@ func (t host) dockerByID(uid int, id string) (docker, bool) {
 
 // dockerByAddress finds the running container of that address.
 func (t host) dockerByAddress(uid int, ip netip.Addr) (docker, bool) {
-	for _, folder := range t.dockerFolders(uid) {
+	return t.dockerWhere(t.dockerFolders(uid), func(c *docker) bool {
+		for _, n := range c.NetworkSettings.Networks {
+			if n != nil && (n.IPAddress == ip.String() || n.GlobalIPv6Address == ip.String()) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// dockerByPort finds the running container that publishes a port, in the folders of a docker with these arguments.
+func (t host) dockerByPort(uid int, args []string, proto, port string) (docker, bool) {
+	folders := t.dockerFolders(uid)
+	if root := flag(args, "--data-root", "-g"); root != "" {
+		folders = []string{filepath.Join(root, "containers")}
+	}
+	return t.dockerWhere(folders, func(c *docker) bool {
+		for inside, outside := range c.NetworkSettings.Ports {
+			for _, o := range outside {
+				if o.HostPort == port && strings.HasSuffix(inside, "/"+proto) {
+					return true
+				}
+			}
+		}
+		return false
+	})
+}
+
+// dockerWhere finds a running container.
+func (t host) dockerWhere(folders []string, is func(*docker) bool) (docker, bool) {
+	for _, folder := range folders {
 		ids, _ := t.names(folder)
 		for _, id := range ids[:min(len(ids), maxContainers)] {
-			c, ok := t.docker(folder, id)
-			if !ok || !c.State.Running {
-				continue
-			}
-			for _, n := range c.NetworkSettings.Networks {
-				if n != nil && (n.IPAddress == ip.String() || n.GlobalIPv6Address == ip.String()) {
-					return c, true
-				}
+			if c, ok := t.docker(folder, id); ok && c.State.Running && is(&c) {
+				return c, true
 			}
 		}
 	}

@@ -172,6 +172,28 @@ func TestP05_MadeDockerProxyIsNamedWithItsContainer(t *testing.T) {
 	}
 }
 
+// Made after docker 20.10 without its userland proxy, where dockerd holds the ports that containers publish. The end-to-end
+// tests run the program itself.
+func TestP05_MadeDockerWithoutProxyIsNamedWithItsContainer(t *testing.T) {
+	config := func(id, name, port string, running bool) string {
+		return fmt.Sprintf("file /srv/docker/containers/%s/config.v2.json %q", id,
+			fmt.Sprintf(`{"ID":%q,"Name":"/%s","State":{"Running":%t},"NetworkSettings":{"Ports":{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":%q}],"81/tcp":null}}}`, id, name, running, port))
+	}
+	root := grow(t, listening(8080, 2375),
+		process(500, 1, 0, "dockerd", "/usr/sbin/dockerd", "/system.slice/docker.service", []int{8080, 2375}, "dockerd", "--data-root=/srv/docker", "-H", "tcp://0.0.0.0:2375"),
+		config(dockerID, "db", "8080", true), config(strings.Repeat("9", 64), "old", "8080", false), config(strings.Repeat("8", 64), "other", "8081", true))
+	h := one(t, root, 8080)
+	if h.Helper != "dockerd" || h.Container != "db" || h.ContainerID != dockerID || h.Stop() != `stop it with "docker stop db"` {
+		t.Errorf("%+v: %s", h, h.Stop())
+	}
+	if want := "dockerd (pid 500, user root, docker.service, docker container db 0123456789ab) for "; !strings.HasPrefix(h.String(), want) {
+		t.Errorf("%s, want %s", h.String(), want)
+	}
+	if h := one(t, root, 2375); h.Helper != "" || h.Stop() != `stop it with "systemctl stop docker"` {
+		t.Errorf("its own port: %+v: %s", h, h.Stop())
+	}
+}
+
 // Made: a rootless docker, where rootlesskit has the port and the proxy inside knows the container.
 func TestP05_MadeRootlesskitIsNamedWithItsContainer(t *testing.T) {
 	h := one(t, grow(t, listening(8080),
