@@ -150,6 +150,24 @@ func (m *machine) History(port uint16) []PortEvent {
 	return nil
 }
 
+func (m *machine) Certificates() []Certificate {
+	return []Certificate{{
+		Name: "a.test", Names: []string{"a.test"}, Source: "auto", State: "failing", NotAfter: &began, Error: "no answer", Attempts: 2,
+		Users: []string{"route a"},
+	}}
+}
+
+func (m *machine) Renew(_ context.Context, name string) (*Certificate, error) {
+	if name == "nobody.test" {
+		return nil, &Problem{Title: "No such certificate", Status: 404, Detail: "no certificate has that name"}
+	}
+	return &Certificate{Name: name, Names: []string{name}, State: "ordering", Users: []string{}}, nil
+}
+
+func (m *machine) Authority() (*Authority, error) {
+	return &Authority{Root: "PEM", Name: "local", Fingerprint: "AB:CD", NotAfter: began}, nil
+}
+
 func (m *machine) options() Options {
 	return Options{
 		Status: func() Status {
@@ -159,7 +177,7 @@ func (m *machine) options() Options {
 			}
 		},
 		Ready:   func() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.ready },
-		Control: m, Editor: m, Configs: m, Ports: m, Events: m.events,
+		Control: m, Editor: m, Configs: m, Ports: m, Certificates: m, Events: m.events,
 		Upstreams: func() []Upstream {
 			return []Upstream{{Name: "web", Targets: []Target{{Target: "10.0.0.5:8080", State: "up"}, {Target: "10.0.0.6:8080", State: "down", Reason: "connection refused"}}}}
 		},
@@ -280,6 +298,14 @@ func TestAPI_EveryEndpointAnswers(t *testing.T) {
 		{"DELETE", "/v1/routes/hello", ``, nil, 428, `If-Match`},
 		{"DELETE", "/v1/routes/api", ``, []string{match}, 409, `q.yaml:12`},
 		{"DELETE", "/v1/routes/nobody", ``, []string{match}, 404, `no route`},
+		{"GET", "/v1/certificates", "", nil, 200, `[{"name":"a.test","names":["a.test"],"source":"auto","state":"failing","not_before":null,"not_after":"2026-05-01T12:00:00Z","issuer":"","challenge":"","error":"no answer","warning":"","attempts":2,"next_try":null,"renew_at":null,"on_demand":false,"users":["route a"],"file":"","ocsp":""}]`},
+		{"POST", "/v1/certificates/a.test/renew", "", nil, 202, `"state":"ordering"`},
+		{"POST", "/v1/certificates/%2A.w.test/renew", "", nil, 202, `"name":"*.w.test"`},
+		{"POST", "/v1/certificates/nobody.test/renew", "", nil, 404, `no certificate`},
+		{"GET", "/v1/certificates/a.test/renew", "", nil, 405, `takes POST`},
+		{"POST", "/v1/certificates/a.test", "", nil, 404, `nothing at`},
+		{"POST", "/v1/certificates//renew", "", nil, 404, `nothing at`},
+		{"GET", "/v1/ca", "", nil, 200, `"fingerprint":"AB:CD"`},
 		{"GET", "/v1/config", "", nil, 200, `"files":["q.yaml"],"revision":"r10"`},
 		{"PUT", "/v1/config", "{}", nil, 428, `If-Match`},
 		{"PUT", "/v1/config", "{}", []string{`If-Match: "r10"`}, 200, `"revision":"r11"`},
