@@ -305,6 +305,10 @@ func (b *builder) targets(a *form.Action, name string, connect time.Duration, re
 			}
 			pt.Network, pt.Host = plan.Unix, path
 		}
+		if t.App != "" {
+			pt.App = string(t.App)
+			b.it.apps = append(b.it.apps, appUse{pt.App, b.spot(at()...)})
+		}
 		u.Targets = append(u.Targets, pt)
 	}
 	if l := a.LoadBalance; l != nil {

@@ -21,6 +21,7 @@ func leaves(t reflect.Type, path string, seen []reflect.Type) []string {
 	for short, long := range map[reflect.Type]reflect.Type{
 		reflect.TypeFor[form.Port](): reflect.TypeFor[form.PortObject](), reflect.TypeFor[form.Target](): reflect.TypeFor[form.TargetObject](),
 		reflect.TypeFor[form.Want](): reflect.TypeFor[form.WantObject](), reflect.TypeFor[form.Site](): reflect.TypeFor[form.Action](),
+		reflect.TypeFor[form.AppEntry]():          reflect.TypeFor[form.App](),
 		reflect.TypeFor[form.CertificateChoice](): reflect.TypeFor[form.KeyPair](), reflect.TypeFor[form.ChallengePort](): reflect.TypeFor[form.ChallengePortObject](),
 	} {
 		if t == short {
@@ -43,6 +44,7 @@ func leaves(t reflect.Type, path string, seen []reflect.Type) []string {
 
 // noEffect are keys that change nothing, and why that is right.
 var noEffect = map[string]string{
+	"apps.ready.tcp":                     "it is the default, in words",
 	"routes.action.type":                 "says in words what the block says",
 	"routes.action.protocol":             "both values are HTTP/1.1 in this version; the others are refused",
 	"routes.action.tls.alpn":             "http/1.1 is the only one in this version; others are refused",
@@ -108,6 +110,7 @@ func effects(dir string) map[string][2]string {
 	acmeEffects(out, dir)
 	routeEffects(out)
 	actionEffects(out)
+	appEffects(out)
 	return out
 }
 
@@ -201,6 +204,24 @@ func actionEffects(out map[string][2]string) {
 	}
 }
 
+func appEffects(out map[string][2]string) {
+	app := func(keys string) string {
+		return "apps: {db: {command: y}, web: {command: x" + keys + "}}\n" + one(port80, toA, "")
+	}
+	for key, value := range map[string]string{
+		"dir": "sub", "user": "nobody", "env": "{A: b}", "env_required": "[A]", "inherit_env": "true", "port": "3000", "socket": "fd", "on_port_busy": "fail",
+		"ready.http": "/x", "ready.log": "x", "ready.timeout": "1", "restart.policy": "no", "restart.backoff": "2", "restart.max_backoff": "40", "restart.max": "2",
+		"restart.within": "1", "restart.min_uptime": "1", "stop.signal": "INT", "stop.timeout": "1", "start": "on_request", "idle_stop": "1", "depends_on": "[db]",
+		"limits.nofile": "10", "logs.lines": "1", "logs.files": "1",
+	} {
+		out["apps."+key] = [2]string{app(", " + nest(key, value)), app("")}
+	}
+	for key, value := range map[string]string{"http": "/x", "interval": "1", "timeout": "1", "fall": "1", "on_unhealthy": "nothing"} {
+		out["apps.health."+key] = [2]string{app(", " + nest("health."+key, value)), app(", health: {}")}
+	}
+	out["apps.command"] = [2]string{strings.Replace(app(""), "command: x", "command: z", 1), app("")}
+}
+
 func nest(key, value string) string {
 	parts := strings.Split(key, ".")
 	for i := len(parts) - 1; i > 0; i-- {
@@ -289,6 +310,8 @@ func TestWhatIsNotInThisVersionIsRefused(t *testing.T) {
 		"PortObject":  "routes: [{match: {ports: [{port: 80, %s}]}, action: {block: }}]\n",
 		"Match":       "routes: [{match: {ports: [80], %s}, action: {block: }}]\n",
 		"Action":      "routes: [{match: {ports: [80]}, action: {targets: [\"a:1\"], %s}}]\n",
+		"App":         "apps: {web: {command: x, %s}}\n",
+		"AppLimits":   "apps: {web: {command: x, limits: {%s}}}\n",
 		"Target":      "routes: [{match: {ports: [80]}, action: {targets: [\"%s://a:1\"]}}]\n",
 		"TLS":         "routes: [{match: {ports: [80]}, action: {targets: [\"a:1\"], tls: {%s}}}]\n",
 		"HealthCheck": "routes: [{match: {ports: [80]}, action: {targets: [\"a:1\"], health_check: {http: /x, %s}}}]\n",

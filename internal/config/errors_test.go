@@ -91,7 +91,7 @@ func TestOneMistakeAtATime(t *testing.T) {
 		"sites: {\"http://a.b/x\": 3000}\n":                                         "the path under match.path",
 		"sites: {\"http://a.b\": public}\n":                                         `target "public" has no port`,
 		"sites: {\"http://a.b\": 70000}\n":                                          "there is no port 70000",
-		"sites: {\"http://a.b\": \"app:web\"}\n":                                    "app: targets are not in this version",
+		"sites: {\"http://a.b\": \"app:web\"}\n":                                    "there is no app \"web\"",
 		"max_header_bytes: 10\n":                                                    "10 bytes are out of range",
 		"admin: {address: \"127.0.0.1:1\"}\n":                                       "TCP clients would need no token",
 		"admin: {mode: \"0666\"}\n":                                                 "lets every user of this machine in",

@@ -21,6 +21,7 @@ func Expand(p *plan.Plan) []byte {
 	pair(n, "ports", value(reflect.ValueOf(p.Ports)))
 	pair(n, "routes", value(reflect.ValueOf(p.Routes)))
 	pair(n, "upstreams", value(reflect.ValueOf(p.Upstreams)))
+	pair(n, "apps", value(reflect.ValueOf(p.Apps)))
 	pair(n, "certificates", value(reflect.ValueOf(p.Certificates)))
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
@@ -46,6 +47,11 @@ func value(v reflect.Value) *yaml.Node {
 		return scalar("!!str", x.String())
 	case plan.Protocols:
 		return value(reflect.ValueOf(x.Names()))
+	case plan.EnvVar: // which may be a secret
+		return value(reflect.ValueOf(struct {
+			Name  string
+			Value plan.Secret
+		}{x.Name, plan.Secret(x.Value)}))
 	case plan.Network:
 		return scalar("!!str", x.String())
 	case encoding.TextMarshaler:
@@ -72,7 +78,7 @@ func value(v reflect.Value) *yaml.Node {
 		return scalar("!!bool", strconv.FormatBool(v.Bool()))
 	case reflect.Int, reflect.Int64:
 		return scalar("!!int", strconv.FormatInt(v.Int(), 10))
-	case reflect.Uint16, reflect.Uint8:
+	case reflect.Uint16, reflect.Uint8, reflect.Uint64:
 		return scalar("!!int", strconv.FormatUint(v.Uint(), 10))
 	case reflect.Float64:
 		text := strconv.FormatFloat(v.Float(), 'f', -1, 64)

@@ -4,12 +4,13 @@ package config
 // hold them, and single values as KEY=VALUE. A version that enforces one of them takes the line out.
 var notYet = map[string][]string{
 	"File": {
-		"apps", "dashboard", "http3", "notify", "previews",
+		"dashboard", "http3", "notify", "previews",
 	},
 	"Engine":      {"labels", "ports", "domains", "import_traefik", "pull"},
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},
 	"Action":      {"protocol=h2", "protocol=h2c"},
-	"Target":      {"app"},
+	"App":         {"image", "container_port", "preview", "on_port_busy=take_over"},
+	"AppLimits":   {"cpu", "memory"},
 	"TLS":         {"alpn=h2"},
 	"HealthCheck": {"grpc"},
 	"Security":    {"basic_auth", "forward_auth"},

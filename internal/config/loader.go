@@ -31,6 +31,7 @@ type Loader struct {
 	routes    map[string]*plan.Route
 	upstreams map[string]*plan.Upstream
 	ports     map[plan.Addr]*plan.Port
+	oldApps   map[string]*plan.App
 	certs     map[wantKey]*plan.Certificate
 	named     map[plan.CertSource][]string // the names in files, as they were last read
 }
@@ -152,6 +153,11 @@ func (l *load) remember(p *plan.Plan) {
 	for _, port := range p.Ports {
 		l.breathe()
 		l.ports[port.Addr] = port
+	}
+	l.oldApps = make(map[string]*plan.App, len(p.Apps))
+	for _, a := range p.Apps {
+		l.breathe()
+		l.oldApps[a.Name] = a
 	}
 	l.certs = make(map[wantKey]*plan.Certificate, len(p.Certificates))
 	for _, c := range p.Certificates {

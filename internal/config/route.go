@@ -33,9 +33,10 @@ type item struct {
 	route    *plan.Route
 	upstream *plan.Upstream // of its own, or the named one
 	wishes   []wish
-	key      string // equal for two routes that match the same set, ports and priority aside
-	user     string // "route NAME", for a port
-	uses     string // the shared upstream
+	key      string   // equal for two routes that match the same set, ports and priority aside
+	user     string   // "route NAME", for a port
+	apps     []appUse // targets that are apps
+	uses     string   // the shared upstream
 	usesAt   spot
 	shared   *plan.Forward      // of a named upstream: what routes without their own take over
 	own      ownKeys            // of a route: what it has itself

@@ -170,7 +170,7 @@ func TestOneMistakeAboutTLSAtATime(t *testing.T) {
 		"sites: {\"a.test:x\": 1}\n":                                                                                 `"x" is no port`,
 		"sites: {\"http://a.test\": {targets: [\"a:1\"], tls: {}}}\n":                                                "http:// is a site without TLS; write a.test as the key",
 		"sites: {a.test: 1, \"https://a.test\": 2}\n":                                                                `route "a.test" is also at`,
-		"sites: {a.test: \"app:web\"}\n":                                                                             "app: targets are not in this version",
+		"sites: {a.test: \"app:web\"}\n":                                                                             "there is no app \"web\"",
 		"sites: {\"*.example.com\": 1}\n":                                                                            "a certificate for *.example.com is given only to who proves it by dns-01; write acme: {dns: {exec: PATH}}, or acme: {on_demand: {allow: [\"*.example.com\"]}}",
 		"sites: {\"**.example.com\": 1}\n":                                                                           "no certificate is for **.example.com, which is many labels deep",
 		"sites: {intranet: 1}\n":                                                                                     "no public CA gives a certificate for intranet; write certificate: internal, or acme: {directory: URL}",

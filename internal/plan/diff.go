@@ -10,7 +10,7 @@ import (
 
 // A Change is one difference between two plans.
 type Change struct {
-	Kind   string `json:"kind"` // "certificate", "port", "route", "settings", "upstream"
+	Kind   string `json:"kind"` // "app", "certificate", "port", "route", "settings", "upstream"
 	Name   string `json:"name"`
 	Op     Op     `json:"op"`
 	Detail string `json:"detail,omitempty"` // for a change: the fields that differ, with both values where they are short
@@ -49,6 +49,7 @@ func Diff(from, to *Plan) []Change {
 	out = diffObjects(out, &breath, "port", from.Ports, to.Ports, func(p *Port) string { return p.Addr.String() })
 	out = diffObjects(out, &breath, "route", from.Routes, to.Routes, func(r *Route) string { return r.Name })
 	out = diffObjects(out, &breath, "upstream", from.Upstreams, to.Upstreams, func(u *Upstream) string { return u.Name })
+	out = diffObjects(out, &breath, "app", from.Apps, to.Apps, func(a *App) string { return a.Name })
 	out = diffObjects(out, &breath, "certificate", from.Certificates, to.Certificates, (*Certificate).Label)
 	a, b := reflect.ValueOf(from.Settings), reflect.ValueOf(to.Settings)
 	for i := range a.NumField() {

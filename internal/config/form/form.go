@@ -66,6 +66,8 @@ type File struct {
 	AppPorts PortRange `yaml:"app_ports"`
 	// The container engine. Ports that its containers publish are not leased to apps.
 	Engine Engine `yaml:"engine"`
+	// Programs that are run here, by name, a DNS label. `app:NAME` is one as a target.
+	Apps map[string]AppEntry `yaml:"apps"`
 	// Whole sites by name, in one line each. The key is a name: HTTPS on acme.tls_port, with a certificate of its own (see
 	// `certificate` under routes), and a redirect there on acme.http_port. `NAME:PORT` is HTTPS on that port, without the
 	// redirect; `http://NAME` and `http://NAME:PORT` are plain HTTP. The value is HOST:PORT, a port number on this host,

@@ -132,7 +132,7 @@ func kind(f reflect.StructField) string {
 	if r := f.Tag.Get("range"); r != "" {
 		return "number " + strings.Replace(r, "..", " to ", 1)
 	}
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice && t != reflect.TypeFor[Hosts]() || t.Kind() == reflect.Map {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice && t != reflect.TypeFor[Hosts]() && t != reflect.TypeFor[Command]() || t.Kind() == reflect.Map {
 		switch t.Kind() {
 		case reflect.Slice:
 			list += "list of "
@@ -146,7 +146,7 @@ func kind(f reflect.StructField) string {
 		reflect.TypeFor[Site](): "site", reflect.TypeFor[Want](): "text or `{regex}`", reflect.TypeFor[HeaderValue](): "text",
 		reflect.TypeFor[Token](): "field name", reflect.TypeFor[PlainPath](): "path", reflect.TypeFor[RetryCause](): "`connect` or status",
 		reflect.TypeFor[TargetPort](): "number or `preserve`", reflect.TypeFor[StatusRange](): "status or range", reflect.TypeFor[PortNumber](): "port",
-		reflect.TypeFor[AllowName](): "name", reflect.TypeFor[CertName](): "name", reflect.TypeFor[ChallengePort](): "port or map", reflect.TypeFor[Directory](): "word or URL",
+		reflect.TypeFor[AllowName](): "name", reflect.TypeFor[AppEntry](): "app", reflect.TypeFor[AppText](): "text", reflect.TypeFor[Command](): "text or list of texts", reflect.TypeFor[EnvName](): "name", reflect.TypeFor[AppPort](): "`auto` or port", reflect.TypeFor[SignalName](): "signal", reflect.TypeFor[CertName](): "name", reflect.TypeFor[ChallengePort](): "port or map", reflect.TypeFor[Directory](): "word or URL",
 		reflect.TypeFor[strict.Secret](): "secret", reflect.TypeFor[AskURL](): "URL", reflect.TypeFor[TSIGKey](): "key name", reflect.TypeFor[Email](): "address", reflect.TypeFor[RenewBefore](): "`auto` or duration", reflect.TypeFor[CertificateChoice](): "`auto`, `internal` or map", reflect.TypeFor[HostPort](): "HOST:PORT", reflect.TypeFor[ListenAddress](): "HOST:PORT",
 		reflect.TypeFor[HostName](): "host", reflect.TypeFor[PathPattern](): "path", reflect.TypeFor[RateKey](): "key",
 		reflect.TypeFor[PortRange](): "port or range", reflect.TypeFor[EngineSocket](): "path or unix:// URL",

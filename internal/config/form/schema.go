@@ -74,7 +74,7 @@ func Schema() []byte {
 	s := r.Reflect(&File{})
 	s.ID, s.Title = "", "Quaymaster configuration"
 	r.ExpandedStruct = false
-	for _, v := range []any{PortObject{}, TargetObject{}, WantObject{}, Action{}, KeyPair{}, ChallengePortObject{}} {
+	for _, v := range []any{PortObject{}, TargetObject{}, WantObject{}, Action{}, KeyPair{}, ChallengePortObject{}, App{}} {
 		for name, def := range r.Reflect(v).Definitions {
 			s.Definitions[name] = def
 		}
@@ -149,6 +149,8 @@ var long = map[reflect.Type][]reflect.Type{
 	reflect.TypeFor[Want]():   {reflect.TypeFor[WantObject]()},
 	reflect.TypeFor[Site]():   {reflect.TypeFor[Action]()},
 
+	reflect.TypeFor[AppEntry](): {reflect.TypeFor[App]()},
+
 	reflect.TypeFor[ChallengePort]():     {reflect.TypeFor[ChallengePortObject]()},
 	reflect.TypeFor[CertificateChoice](): {reflect.TypeFor[KeyPair]()},
 }
@@ -160,6 +162,13 @@ func shape(t reflect.Type) *jsonschema.Schema {
 	switch t {
 	case reflect.TypeFor[Hosts]():
 		list.Items = &jsonschema.Schema{Type: "string"}
+		return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Type: "string"}, list}}
+	case reflect.TypeFor[AppEntry]():
+		return &jsonschema.Schema{Ref: "#/$defs/App"}
+	case reflect.TypeFor[AppText]():
+		return &jsonschema.Schema{AnyOf: append(text.AnyOf, &jsonschema.Schema{Type: "boolean"})}
+	case reflect.TypeFor[Command]():
+		list.Items = text
 		return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Type: "string"}, list}}
 	case reflect.TypeFor[Site]():
 		list.Items = &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Type: "string"}, {Type: "number"}, {Ref: "#/$defs/TargetObject"}}}

@@ -17,6 +17,7 @@ type Target struct {
 	TargetObject
 	Text string // as written: the metric label
 	Unix string
+	App  Name
 }
 
 // TargetObject is a target with its share.
@@ -97,6 +98,8 @@ func (t *Target) ReadText(s string, later func(owner, key string) bool) error {
 		}
 	case has && strings.HasPrefix(rest, "//"):
 		return strict.Faultf("write HOST:PORT or https://HOST:PORT", "%q: there is no scheme %s", short(s), scheme)
+	case has && scheme == "app":
+		return t.App.ReadText(rest)
 	case has && scheme == "unix":
 		t.Unix = rest
 		return SocketPath(rest)
