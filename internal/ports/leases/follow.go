@@ -238,6 +238,11 @@ func (ls *Leases) recover(wanted map[uint16]string) {
 			ls.opt.Log.Warn("lease ended: its name or port is not valid, or is another's", "app", r.Name, "port", r.Port)
 		case l.promised:
 			ls.announce(l)
+		case ls.opt.Runs != nil && ls.opt.Runs(l.name, l.port):
+			ls.mu.Lock()
+			l.to(InUse, nil)
+			ls.mu.Unlock()
+			ls.announce(l)
 		case l.take() == nil:
 			ls.announce(l)
 		}

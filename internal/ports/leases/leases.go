@@ -37,8 +37,10 @@ type Options struct {
 	Store     Store
 	Published Published   // nil: no engine is asked
 	Events    func(Event) // is told about every change of a lease; must not block, nor call back
-	Log       *slog.Logger
-	Registry  prometheus.Registerer
+	// Runs reports whether an app that an earlier daemon has started may still have its port: it is then not tried. nil: none.
+	Runs     func(name string, port uint16) bool
+	Log      *slog.Logger
+	Registry prometheus.Registerer
 }
 
 // Leases are the ports that are promised to apps. Use New; nothing is leased before the first plan is prepared.
@@ -322,6 +324,7 @@ func (ls *Leases) drop(l *Lease) error {
 	delete(ls.byPort, l.port)
 	if ls.byName[l.name] == l {
 		delete(ls.byName, l.name)
+		ls.restore(l.name)
 	}
 	for _, o := range ls.byPort { // provisional, and made to replace it
 		if o.before == l {
@@ -334,6 +337,19 @@ func (ls *Leases) drop(l *Lease) error {
 	closeAll([]io.Closer{over})
 	ls.tell()
 	return nil
+}
+
+// restore gives a name its older lease again, if a process still uses that one; mu is held.
+func (ls *Leases) restore(name string) {
+	for _, o := range ls.byPort {
+		if o.name == name && o.replaced && !o.leaving && o.state == InUse {
+			o.replaced = false
+			ls.byName[name] = o
+			ls.dirty = true
+			ls.poke()
+			return
+		}
+	}
 }
 
 // Suspend refuses every change from now on, and returns when those under way have ended: the file is then another
