@@ -82,7 +82,7 @@ func (l *load) names(p *plan.Plan) (routes []*ref, upstreams map[string]*ref) {
 				seen[r.name] = r
 				routes = append(routes, r)
 				p.Where["route/"+r.name] = r.pos(r.at)
-			case false:
+			case r.implied:
 			case r.layer == plan.FromAPI:
 				l.warnings = append(l.warnings, Warning{Conflict: r.name, Error: l.at(r, r.at, "delete the one of the API",
 					"route %q is also written in %s, which wins", r.name, place(first.pos(first.at)))})

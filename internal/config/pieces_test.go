@@ -111,7 +111,9 @@ func (w *writer) routes() string {
 	for range w.IntN(5) {
 		w.n++
 		name := fmt.Sprintf("r%d", w.IntN(w.n+2))
-		switch w.IntN(5) {
+		switch w.IntN(6) {
+		case 5:
+			fmt.Fprintf(&b, "%s- name: %s\n%s  match: {ports: [%d], domains: [%s]}\n%s  action:\n%s    tls:\n%s      certificate: %s\n%s    block:\n", in, name, in, 8000+w.n, w.one("a.test", "b.example.com", "\"*.a.test\""), in, in, in, w.one("auto", "internal", "none"), in)
 		case 0:
 			fmt.Fprintf(&b, "%s- {name: %s, match: {ports: [%d]}, action: {targets: [\"a:%d\"]}}\n", in, name, 8000+w.n, w.n)
 		case 1:
@@ -144,6 +146,8 @@ func (w *writer) sites() string {
 		" {http://a.example.com: a:80, http://b.example.com: 3000}\n",
 		"\n    http://a.example.com:8080: {respond: {body: x}}\n    http://a.example.com: x\n",
 		"\n  ? http://a.example.com\n  : a:80\n",
+		"\n  a.test: a:80\n  b.example.com: {targets: [\"https://b\"], tls: {min_version: \"1.3\"}}\n",
+		"\n  http://a.test: 1\n  a.test: {upstream: u0}\n  a.test:8443: ./\n",
 	)
 }
 
@@ -152,6 +156,7 @@ func (w *writer) single() string {
 		"max_connections: 5\n", "timeouts: {idle: 5s}\n", "timeouts:\n  idle: 5\n  connect: 1s # short\n", "bind:\n- 127.0.0.1\n",
 		"trusted_proxies:\n  - 10.0.0.0/8\n", "log:\n  level: |\n    info\n", "state_dir: /x # \"\n", "allowlist: [a.b,\nc.d]\n", "connection_pool:\n  enabled: true\n",
 		"state_dir: \"x\nroutes:\n- y\nbind: z\"\n", "unknown: 1\n", "\"max_connections\": 7\n", "drain_timeout: ${PORT}\n",
+		"acme: {email: a@b.c, tls_port: ${PORT}}\n", "acme:\n  http_port:\n    port: 8000\n  challenges:\n  - http-01\n", "default_certificate: internal\n",
 	)
 }
 
