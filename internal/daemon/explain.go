@@ -34,36 +34,48 @@ func (d *Daemon) explain(_ context.Context, q api.Question) (*api.Explanation, e
 	}
 	d.explainPort(x, port)
 	tp := table.Port(port.Addr, local)
-	var steps []route.Step
-	if q.Scheme == "http" {
-		x.Stage = "request"
-		req := route.Request{
-			Method: []byte(q.Method), Host: []byte(q.Host), Target: []byte(q.Target), Client: client, Fields: fields(q.Header),
-		}
-		req.Protocols = route.ProtocolsOf(req.Fields, plan.ProtoHTTP1, req.Method, req.Target, []byte(q.Header["upgrade"]), nil)
-		steps = tp.ExplainRequest(&req)
-		if !anyMatch(steps) && tp.TLSOnly(req.Host) {
-			x.Outcome = "answered 308 to the https URL: this host has only TLS routes on this port"
-		}
-	} else {
-		x.Stage = "connection"
-		cq := route.ConnQuery{Kind: route.ConnTLS, Name: q.Host, Client: client}
-		if q.Scheme == "" && !tp.HasTLS() {
-			cq.Kind = route.ConnOther
-		}
-		x.Notes = append(x.Notes, "judged as a client whose first bytes are "+cq.Kind.String())
-		steps = tp.ExplainConn(&cq)
-	}
+	steps := explainSteps(x, tp, &q, client, local)
 	for _, s := range steps {
 		x.Steps = append(x.Steps, api.ExplainStep{Route: s.Rule.Route.Name, Matched: s.Matched, Reason: s.Reason})
 		if s.Matched {
-			d.explainRoute(x, now.Plan, s.Rule.Route)
+			d.explainRoute(x, now.Plan, s.Rule.Route, q.Host)
 		}
 	}
 	if x.Outcome == "" {
 		x.Outcome = "no route matches: the client gets 404 (HTTP), an alert (TLS) or a close"
 	}
 	return x, nil
+}
+
+// explainSteps judges the question as the stages of a connection would: what starts TLS is a connection first, and a
+// request only where its TLS ends here.
+func explainSteps(x *api.Explanation, tp *route.Port, q *api.Question, client, local netip.Addr) []route.Step {
+	req := route.Request{
+		Method: []byte(q.Method), Host: []byte(q.Host), Target: []byte(q.Target), Client: client, Fields: fields(q.Header),
+	}
+	req.Protocols = route.ProtocolsOf(req.Fields, plan.ProtoHTTP1, req.Method, req.Target, []byte(q.Header["upgrade"]), nil)
+	if q.Scheme == "http" {
+		x.Stage = "request"
+		steps := tp.ExplainRequest(&req)
+		if !anyMatch(steps) && tp.TLSOnly(req.Host) {
+			x.Outcome = "answered 308 to the https URL: this host has only TLS routes on this port"
+		}
+		return steps
+	}
+	x.Stage = "connection"
+	cq := route.ConnQuery{Kind: route.ConnTLS, Name: q.Host, Client: client, Local: local}
+	if q.Scheme == "" && !tp.HasTLS() {
+		cq.Kind = route.ConnOther
+	}
+	x.Notes = append(x.Notes, "judged as a client whose first bytes are "+cq.Kind.String())
+	rule := tp.Conn(&cq)
+	if rule == nil || !rule.Route.TLS.Ends() {
+		return tp.ExplainConn(&cq)
+	}
+	x.Stage = "request"
+	x.Notes = append(x.Notes, "TLS ends here by the policy of route "+rule.Route.Name)
+	req.TLS, req.Conn = rule.Route.TLS, &cq
+	return tp.ExplainRequest(&req)
 }
 
 func anyMatch(steps []route.Step) bool {
@@ -102,12 +114,15 @@ func (d *Daemon) explainPort(x *api.Explanation, port *plan.Port) {
 }
 
 // explainRoute says what the route does and which of its targets are up.
-func (d *Daemon) explainRoute(x *api.Explanation, p *plan.Plan, r *plan.Route) {
+func (d *Daemon) explainRoute(x *api.Explanation, p *plan.Plan, r *plan.Route, host string) {
 	x.Route, x.Source = r.Name, string(r.Source)
 	if at, ok := p.Where["route/"+r.Name]; ok && at.File != "" {
 		x.Place = &api.Place{File: at.File, Line: at.Line, Col: at.Col}
 	}
-	if r.TLS != nil {
+	switch {
+	case r.TLS.Ends():
+		x.Certificate = d.explainCertificate(r.TLS, host)
+	case r.TLS != nil:
 		x.Certificate = "the target's own: TLS is passed through untouched"
 	}
 	switch a := r.Action.(type) {
@@ -130,6 +145,29 @@ func (d *Daemon) explainRoute(x *api.Explanation, p *plan.Plan, r *plan.Route) {
 	case plan.Internal:
 		x.Action, x.Outcome = "internal", "answered by quaymaster itself: "+a.Name
 	}
+}
+
+// explainCertificate says what a client that asks for host is shown, and how that stands.
+func (d *Daemon) explainCertificate(t *plan.TLS, host string) string {
+	src := t.Certificate
+	if src.Kind == plan.CertFiles {
+		return "from " + src.CertFile
+	}
+	what := "by our own CA"
+	if src.Kind == plan.CertAuto {
+		what = "by ACME"
+	}
+	_, parent, _ := strings.Cut(host, ".")
+	for _, s := range d.certs.Status() {
+		if s.Source != src.Kind || s.Name != host && s.Name != "*."+parent {
+			continue
+		}
+		if s.Error != "" {
+			return what + ", " + s.State + ": " + s.Error
+		}
+		return what + ", " + s.State
+	}
+	return what
 }
 
 func (d *Daemon) explainUpstream(x *api.Explanation, verb string) {
