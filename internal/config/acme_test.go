@@ -162,6 +162,8 @@ func TestACMEWarnings(t *testing.T) {
 		"bind: 127.0.0.1\nacme: {email: a@b.c}\nsites: {a.b.c: 1}\n": ":2:7: acme.http_port: only this machine comes to 127.0.0.1:80, and the CA does not",
 		"acme: {email: a@b.c}\nsites: {a.b.c: 1}\nroutes:\n- {match: {ports: [{port: 443, fallback: [8443]}]}, action: {block: }}\n": ":443: when it falls back to :8443, no certificate is had by tls-alpn-01: the CA comes to :443",
 
+		"acme: {email: a@b.c, http_port: \"10.0.0.1:80\"}\nsites: {a.b.c: 1}\nroutes:\n- {match: {ports: [{port: 80, fallback: [8080]}]}, action: {block: }}\n": ":80: when it falls back to :8080, no certificate is had by http-01: the CA comes to 10.0.0.1:80",
+
 		"bind: 127.0.0.1\nacme: {directory: \"https://ca.test/dir\"}\nsites: {a.b.c: 1}\n":                                                                  "",
 		"acme: {email: a@b.c, challenges: [http-01]}\nsites: {a.b.c: 1}\nroutes:\n- {match: {ports: [{port: 443, fallback: [8443]}]}, action: {block: }}\n": "",
 	} {

@@ -70,6 +70,11 @@ func TestCertificatesOfThePlan(t *testing.T) {
 			"auto [two.example.com] for route c\nauto [x.y.wild.example.com] for route d\nauto [y.wild.example.com] for route c\n" +
 				"files one.crt [] for certificates, route a, route e\nfiles two.crt [three.example.com] for certificates, route b\n",
 		},
+		"a filed one is one label deep": {
+			fmt.Sprintf(mail, ", on_demand: {allow: [\"**.wild.example.com\"]}") + "certificates: [{cert_file: one.crt, key_file: one.key}]\nroutes:\n" +
+				ends("a", "\"**.wild.example.com\"", "") + ends("b", "\"*.wild.example.com\"", ""),
+			"auto [**.wild.example.com] on demand for route a\nfiles one.crt [] for certificates, route b\n",
+		},
 		"a filed one gives way to what is written": {
 			"certificates: [{cert_file: one.crt, key_file: one.key}]\nroutes:\n" + ends("a", "one.example.com", "certificate: internal"),
 			"files one.crt [] for certificates\ninternal [one.example.com] for route a\n",
@@ -189,6 +194,23 @@ func TestHostsAgreeAboutTLS(t *testing.T) {
 		if errors.As(err, &errs) && len(errs) != 1 {
 			t.Errorf("%s: %d errors, want one: %v", c.name, len(errs), err)
 		}
+	}
+}
+
+// TestHostsAgreeOnEveryAddress has a wildcard that agrees with one address and disagrees with another.
+func TestHostsAgreeOnEveryAddress(t *testing.T) {
+	text := "routes:\n" +
+		"- {name: a, match: {ports: [\"127.0.0.1:443\"], domains: [a.test]}, action: {block: , tls: {}}}\n" +
+		"- {name: b, match: {ports: [443], domains: [a.test], path: [/b]}, action: {block: , tls: {}}}\n" +
+		"- {name: c, match: {ports: [\"127.0.0.2:443\"], domains: [a.test]}, action: {targets: [\"a:1\"], tls: {mode: passthrough}}}\n"
+	_, _, err := tryText(t, text)
+	if err == nil || !strings.Contains(err.Error(), `routes "c" and "b" disagree about tls.mode of a.test on 127.0.0.2:443`) {
+		t.Errorf("%v", err)
+	}
+	twins := "routes:\n- {name: a, match: {ports: [443], domains: [a.test]}, action: {block: , tls: {}}}\n" +
+		"- {name: b, match: {ports: [443], domains: [a.test]}, action: {block: , tls: {min_version: \"1.3\"}}}\n"
+	if _, _, err = tryText(t, twins); err == nil || strings.Contains(err.Error(), "disagree") || !strings.Contains(err.Error(), "match the same on :443") {
+		t.Errorf("twins are to be told once: %v", err)
 	}
 }
 

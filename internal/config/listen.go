@@ -88,7 +88,7 @@ func (l *load) want(byAddr map[plan.Addr]*listener, r *ref, w *wish) {
 
 // kindOf is what a tunnel carries.
 func kindOf(r *plan.Route) plan.Protocols {
-	if r.Match.Protocols == 0 && r.TLS != nil && !r.TLS.Ends() {
+	if r.Match.Protocols == 0 && r.TLS != nil {
 		return plan.ProtoTLS
 	}
 	return r.Match.Protocols & plan.ConnProtocols
