@@ -197,12 +197,46 @@ func (b *binder) start() {
 	b.opened = nil
 }
 
-// undo closes what was bound.
+// undo closes what was bound. Clients whom the kernel let in there, and who would have come to a port in force without
+// it, are served by that one.
 func (b *binder) undo() {
+	b.ps.mu.Lock()
 	for _, s := range b.opened {
-		s.Stop(listen.Drop)
+		if b.inTheWay(s) {
+			b.ps.run(s)
+			s.Stop(listen.Retire)
+		} else {
+			s.Stop(listen.Drop)
+		}
+	}
+	b.ps.mu.Unlock()
+	for _, s := range b.opened {
+		<-s.Stop(listen.Retire)
 	}
 	b.opened = nil
+}
+
+// inTheWay makes s ready to pass its clients on to the ports in force that it overlaps, and reports whether there are
+// any. mu is held.
+func (b *binder) inTheWay(s *socket) bool {
+	if b.ps.stopped {
+		return false
+	}
+	var heirs []*Listener
+	for _, p := range b.ps.sorted() {
+		for _, o := range p.socks {
+			if o.Addr.Overlaps(s.Addr) {
+				heirs = append(heirs, &Listener{Want: p.plan.Addr, Addr: o.Addr, Plan: p.plan})
+			}
+		}
+	}
+	if len(heirs) == 0 {
+		return false
+	}
+	s.as.Store(heirs[0])
+	s.heirs.Store(&heirs)
+	s.passing = true
+	return true
 }
 
 // untilDue is how long Run may sleep.

@@ -269,7 +269,8 @@ func (c *change) Retire() {
 	}
 }
 
-// Abort closes what Prepare bound. Clients that came in between see their connection closed.
+// Abort closes what Prepare bound. Clients that came in between on a port in force are served by it, others see their
+// connection closed.
 func (c *change) Abort() {
 	c.b.undo()
 	c.ps.unlock()

@@ -232,6 +232,42 @@ func TestQueueOfAnOverlappingSocketGoesToItsHeir(t *testing.T) {
 	allSaid(t, toTwo, two.String())
 }
 
+// While a plan is tried, a socket bound for it may stand before one of a port in force. When it is refused, those who came
+// in there belong to that port, as if nothing had been tried.
+func TestClientsOfARefusedOverlappingBindAreServed(t *testing.T) {
+	for _, to := range []string{"wild to one", "one to wild"} {
+		t.Run(to, func(t *testing.T) {
+			n := freePort(t)
+			from, next := plan.Addr{Port: n}, loopback(n)
+			if to == "one to wild" {
+				from, next = next, from
+			}
+			h := open(t, Options{})
+			h.apply(wants(from))
+			step, err := h.Prepare(t.Context(), wants(next))
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns := dialMany(t, loopback(n).String(), 50)
+			step.Abort()
+			allSaid(t, conns, from.String())
+			says(t, loopback(n).String(), from)
+		})
+	}
+	t.Run("nobody's", func(t *testing.T) {
+		n := freePort(t)
+		h := open(t, Options{})
+		h.apply(wants(loopback(n)))
+		step, err := h.Prepare(t.Context(), wants(plan.Addr{Port: n}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns := dialMany(t, plan.TCPAddr(netip.MustParseAddr("127.0.0.2"), n).String(), 3)
+		step.Abort()
+		allSaid(t, conns, "")
+	})
+}
+
 // waitingSince reports whether a is still listed.
 func (h *harbour) waitingSince(a plan.Addr) bool { return h.of(a).Wanted != "" }
 

@@ -16,6 +16,7 @@ type socket struct {
 	heirs atomic.Pointer[[]*Listener] // the ports that take its place while it closes
 
 	claimed bool // of an inherited one: something uses it; Ports.mu guards it
+	passing bool // bound for a plan that was refused: it serves its heirs' clients alone; set before it accepts
 }
 
 func newSocket(s *listen.Socket) *socket { return &socket{Socket: s} }
@@ -45,14 +46,14 @@ func (ps *Ports) accept(s *socket) {
 
 // take hands one connection over.
 func (ps *Ports) take(c net.Conn, l *Listener) {
-	if ps.opt.Serve == nil || ps.opt.Accept != nil && !ps.opt.Accept() {
+	if ps.opt.Serve == nil || l == nil || ps.opt.Accept != nil && !ps.opt.Accept() {
 		c.Close()
 		return
 	}
 	ps.opt.Serve(c, l)
 }
 
-// listener is what c came in on: the socket's own port, or the heir that takes c's local address.
+// listener is what c came in on: the socket's own port, or the heir that takes c's local address; nil if it is nobody's.
 func (s *socket) listener(c net.Conn) *Listener {
 	if heirs := s.heirs.Load(); heirs != nil {
 		local, _ := c.LocalAddr().(*net.TCPAddr)
@@ -60,6 +61,9 @@ func (s *socket) listener(c net.Conn) *Listener {
 			if local == nil || l.Want.Takes(local.AddrPort().Addr()) {
 				return l
 			}
+		}
+		if s.passing {
+			return nil
 		}
 	}
 	return s.as.Load()
