@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -49,6 +50,7 @@ type Certs struct {
 	staples staples
 	now     atomic.Pointer[index] // never nil
 	wake    chan struct{}         // holds one: there is something to do at once
+	suspend chan *suspension
 
 	mu sync.Mutex // held by whoever loads files: Prepare, Run or Renew
 }
@@ -67,10 +69,10 @@ func New(o Options) *Certs {
 	if o.Every <= 0 {
 		o.Every = tick
 	}
-	c := &Certs{o: o, wake: make(chan struct{}, 1)}
+	c := &Certs{o: o, wake: make(chan struct{}, 1), suspend: make(chan *suspension)}
 	c.auto = acme.New(acme.Options{Log: o.Log, Registry: o.Registry, State: o.State, Events: o.Events, Listening: o.Listening})
 	c.ca = ca.New(ca.Options{Store: o.State, Log: o.Log, Now: o.Now})
-	c.staples = staples{c: c, wake: make(chan struct{}, 1), client: o.OCSP}
+	c.staples.c, c.staples.wake, c.staples.client = c, make(chan struct{}, 1), o.OCSP
 	c.now.Store(&index{anon: newCrowd()})
 	if o.Registry != nil {
 		o.Registry.MustRegister(collector{c})
@@ -139,10 +141,49 @@ func (c *Certs) stir() {
 // links that point elsewhere, nor for files that somebody else's machine keeps.
 const tick = 2 * time.Second
 
-// Run renews, orders, and watches files, until ctx ends.
+// Run renews, orders, and watches files, until ctx ends. The first plan is to be in force by then.
 func (c *Certs) Run(ctx context.Context) error {
+	for {
+		s := c.work(ctx)
+		if s == nil {
+			return nil
+		}
+		close(s.stopped)
+		select {
+		case <-s.over:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// suspension is a pause of Run.
+type suspension struct{ stopped, over chan struct{} }
+
+// Suspend ends what Run does, orders under way included, until resume is called: another process begins to do it. What
+// is there goes on being shown.
+func (c *Certs) Suspend(ctx context.Context) (resume func(), err error) {
+	s := &suspension{make(chan struct{}), make(chan struct{})}
+	select {
+	case c.suspend <- s:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("stop the orders of certificates: %w", ctx.Err())
+	}
+	select {
+	case <-s.stopped:
+		return func() { close(s.over) }, nil
+	case <-ctx.Done():
+		close(s.over)
+		return nil, fmt.Errorf("wait for the orders of certificates under way: %w", ctx.Err())
+	}
+}
+
+// work does what Run does until ctx ends, or a suspension begins, which it returns.
+func (c *Certs) work(ctx context.Context) *suspension {
+	ctx, cancel := context.WithCancel(ctx)
 	var others sync.WaitGroup
 	defer others.Wait()
+	defer cancel()
 	others.Go(func() {
 		if err := c.auto.Run(ctx); err != nil && ctx.Err() == nil {
 			c.o.Log.Error("certificates are not ordered any more; restart quaymaster", "err", err)
@@ -155,6 +196,8 @@ func (c *Certs) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case s := <-c.suspend:
+			return s
 		case <-c.wake:
 		case <-pause.C:
 		}

@@ -537,6 +537,28 @@ func TestCrowd_IsBounded(t *testing.T) {
 	}
 }
 
+func TestProblems_AreBounded(t *testing.T) {
+	st, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	var list []*plan.Certificate
+	a := newAuthority(t)
+	for range maxProblems + 5 {
+		src := a.files(t, t.TempDir(), "a.test")
+		cert, key := a.pair(t, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, "a.test")
+		put(t, src.CertFile, cert)
+		put(t, src.KeyFile, key)
+		list = append(list, &plan.Certificate{Source: src})
+	}
+	c := New(Options{State: st})
+	c.follow(t, nil, list...)
+	if p := c.Problems(); len(p) != maxProblems+1 || !strings.HasPrefix(p[maxProblems].Message, "5 more") {
+		t.Errorf("%d problems, the last: %+v", len(p), p[len(p)-1])
+	}
+}
+
 func TestStatus_AndMetrics(t *testing.T) {
 	a := newAuthority(t)
 	dir := t.TempDir()
@@ -574,5 +596,35 @@ func TestStatus_AndMetrics(t *testing.T) {
 	}
 	if acme.Expired != "expired" {
 		t.Error("the words of the contract have changed")
+	}
+}
+
+func TestSuspend_StopsTheWorkUntilItIsResumed(t *testing.T) {
+	a := newAuthority(t)
+	src := a.files(t, t.TempDir(), "a.test")
+	c, _ := newCerts(t, t.TempDir())
+	c.follow(t, nil, &plan.Certificate{Source: src})
+	c.running(t)
+	resume, err := c.Suspend(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := a.pair(t, nil, "a.test")
+	put(t, src.CertFile, cert)
+	put(t, src.KeyFile, key)
+	<-time.After(10 * c.o.Every)
+	if got, err := c.Get(t.Context(), hello(""), src); err != nil || serial(got) != "101" {
+		t.Errorf("suspended: %s, %v", serial(got), err)
+	}
+	resume()
+	until(t, "the new files", func() bool {
+		got, _ := c.Get(t.Context(), hello(""), src)
+		return serial(got) == "102"
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	idle, _ := newCerts(t, t.TempDir()) // nobody runs it
+	if _, err := idle.Suspend(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
 	}
 }

@@ -2,7 +2,6 @@ package certs
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -17,10 +16,9 @@ import (
 
 // file is a certificate and its key in files, and what was read of them last that could be used.
 type file struct {
-	src    plan.CertSource
-	now    atomic.Pointer[loaded] // nil only before its first Commit
-	fault  atomic.Pointer[fault]  // nil: what the files hold now is what serves
-	staple atomic.Pointer[staple] // of an OCSP responder; nil: none
+	src   plan.CertSource
+	now   atomic.Pointer[loaded] // nil only before its first Commit
+	fault atomic.Pointer[fault]  // nil: what the files hold now is what serves
 
 	tried stamp // of the content that could not be used; owned by whoever holds Certs.mu
 	bad   error // why
@@ -36,7 +34,6 @@ type loaded struct {
 	cert  *tls.Certificate
 	names []string // those in the certificate
 	stamp stamp
-	id    [32]byte // of the leaf
 }
 
 // stamp tells one content of two files from another without reading them.
@@ -47,16 +44,12 @@ type fileStamp struct {
 	readable bool
 }
 
-// certificate is what clients are shown; with the newest staple, if there is one.
+// certificate is what clients are shown.
 func (f *file) certificate() *tls.Certificate {
-	l := f.now.Load()
-	if l == nil {
-		return nil
+	if l := f.now.Load(); l != nil {
+		return l.cert
 	}
-	if s := f.staple.Load(); s != nil && s.of == l {
-		return s.cert
-	}
-	return l.cert
+	return nil
 }
 
 // read returns the content of the files; nil when it is the one that serves already.
@@ -80,7 +73,7 @@ func (f *file) read() (*loaded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s with %s: %w", f.src.CertFile, f.src.KeyFile, plain(err))
 	}
-	l := &loaded{cert: &cert, stamp: at, id: sha256.Sum256(cert.Leaf.Raw)}
+	l := &loaded{cert: &cert, stamp: at}
 	for _, n := range cert.Leaf.DNSNames {
 		l.names = append(l.names, strings.ToLower(n))
 	}
@@ -166,7 +159,7 @@ func (c *Certs) watch(ctx context.Context) {
 // replaced makes a new content serve.
 func (c *Certs) replaced(f *file, l *loaded) {
 	old := f.now.Swap(l)
-	if old == nil || old.id == l.id {
+	if old == nil || old.cert.Leaf.Equal(l.cert.Leaf) {
 		return
 	}
 	c.o.Log.Info("certificate replaced", "path", f.src.CertFile, "until", l.cert.Leaf.NotAfter)

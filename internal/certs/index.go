@@ -123,6 +123,14 @@ func (x *index) strangers() bool { return x.other != nil && x.other.Kind == plan
 // Get is the certificate for a connection that begins with hello, of a policy whose certificate is src; ErrNone when
 // there is none. Files serve whatever name their policy was written for, as the configuration wants it.
 func (c *Certs) Get(ctx context.Context, hello *tls.ClientHelloInfo, src plan.CertSource) (*tls.Certificate, error) {
+	cert, err := c.find(ctx, hello, src)
+	if err != nil {
+		return nil, err
+	}
+	return c.staples.with(cert), nil
+}
+
+func (c *Certs) find(ctx context.Context, hello *tls.ClientHelloInfo, src plan.CertSource) (*tls.Certificate, error) {
 	x := c.now.Load()
 	if src.Kind == plan.CertFiles {
 		if f := x.files[src]; f != nil {
@@ -171,6 +179,10 @@ func (c *Certs) ordered(ctx context.Context, x *index, name string) (*tls.Certif
 // Default is the certificate for a name that nothing is known of: one in a file that is for that name, else the default
 // one. It is nil when there is none.
 func (c *Certs) Default(hello *tls.ClientHelloInfo) *tls.Certificate {
+	return c.staples.with(c.fallback(hello))
+}
+
+func (c *Certs) fallback(hello *tls.ClientHelloInfo) *tls.Certificate {
 	x := c.now.Load()
 	name := nameOf(hello)
 	if f := x.named[name]; f != nil {

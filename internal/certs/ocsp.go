@@ -3,6 +3,7 @@ package certs
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
@@ -13,26 +14,67 @@ import (
 	"io/fs"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ocsp"
 )
 
-// staples are what OCSP responders say about the certificates in files (RFC 6960), kept in the state folder. Whoever is
-// ordered by ACME has theirs from there. Handshakes never wait for any of it.
+// staples are what OCSP responders say about certificates (RFC 6960), kept in the state folder. Handshakes never wait for
+// any of it. Names that only clients spell out are not asked for.
 type staples struct {
 	c      *Certs
 	wake   chan struct{} // holds one
 	client *http.Client
+	cut    sync.Map     // *tls.Certificate without a staple -> *tls.Certificate with one
+	some   atomic.Int32 // how many there are
 
 	mu   sync.Mutex // guards kept
-	kept map[[32]byte]*answer
+	kept map[id]*answer
 }
 
-// staple is a certificate with what its responder said.
-type staple struct {
-	of   *loaded
+// id is the SHA-256 of a leaf.
+type id [32]byte
+
+func idOf(cert *tls.Certificate) id { return sha256.Sum256(cert.Leaf.Raw) }
+
+// with is the certificate with its staple, if it has one.
+func (s *staples) with(cert *tls.Certificate) *tls.Certificate {
+	if s.some.Load() == 0 || cert == nil {
+		return cert
+	}
+	if with, ok := s.cut.Load(cert); ok {
+		return with.(*tls.Certificate)
+	}
+	return cert
+}
+
+// asks reports whether a responder can be asked about a certificate.
+func asks(cert *tls.Certificate) bool {
+	return cert != nil && cert.Leaf != nil && len(cert.Leaf.OCSPServer) > 0 && len(cert.Certificate) > 1
+}
+
+// subject is a certificate that a responder is asked about, and what people call it.
+type subject struct {
 	cert *tls.Certificate
+	name string
+}
+
+// subjects are all of them, each once.
+func (s *staples) subjects() map[id]subject {
+	out := map[id]subject{}
+	x := s.c.now.Load()
+	for _, f := range x.files {
+		if cert := f.certificate(); asks(cert) {
+			out[idOf(cert)] = subject{cert, f.name()}
+		}
+	}
+	for name := range x.auto {
+		if cert := s.c.auto.Get(name); asks(cert) {
+			out[idOf(cert)] = subject{cert, name}
+		}
+	}
+	return out
 }
 
 // answer is what is known of one certificate.
@@ -80,18 +122,13 @@ func (s *staples) run(ctx context.Context) {
 
 // round attaches what is there, asks for what is due, and keeps what came of it.
 func (s *staples) round(ctx context.Context) {
+	wanted := s.subjects()
+	s.forget(wanted)
 	var asked sync.WaitGroup
+	var news atomic.Bool
 	slots := make(chan struct{}, ocspAtOnce)
-	wanted := map[[32]byte]bool{}
-	var changed sync.Once
-	news := false
-	for _, f := range s.c.now.Load().files {
-		l := f.now.Load()
-		if l == nil || len(l.cert.Leaf.OCSPServer) == 0 || len(l.cert.Certificate) < 2 || wanted[l.id] {
-			continue
-		}
-		wanted[l.id] = true
-		if !s.attach(f, l) {
+	for _, u := range wanted {
+		if !s.attach(u) {
 			continue
 		}
 		select {
@@ -102,52 +139,72 @@ func (s *staples) round(ctx context.Context) {
 		}
 		asked.Go(func() {
 			defer func() { <-slots }()
-			if s.ask(ctx, f, l) {
-				changed.Do(func() { news = true })
+			if s.ask(ctx, u) {
+				news.Store(true)
 			}
 		})
 	}
 	asked.Wait()
-	s.mu.Lock()
-	for id := range s.kept {
-		if !wanted[id] {
-			delete(s.kept, id)
-		}
-	}
-	s.mu.Unlock()
-	if news {
+	if news.Load() {
 		s.save()
 	}
 }
 
+// forget drops what is known of certificates that nobody is shown any more.
+func (s *staples) forget(wanted map[id]subject) {
+	s.mu.Lock()
+	for i := range s.kept {
+		if _, ok := wanted[i]; !ok {
+			delete(s.kept, i)
+		}
+	}
+	s.mu.Unlock()
+	s.cut.Range(func(k, _ any) bool {
+		cert := k.(*tls.Certificate)
+		if wanted[idOf(cert)].cert != cert {
+			s.detach(cert)
+		}
+		return true
+	})
+}
+
+func (s *staples) detach(cert *tls.Certificate) {
+	if _, was := s.cut.LoadAndDelete(cert); was {
+		s.some.Add(-1)
+	}
+}
+
 // attach staples what is there, takes off what has ended, and reports whether the responder is to be asked.
-func (s *staples) attach(f *file, l *loaded) bool {
+func (s *staples) attach(u subject) bool {
 	now := s.c.o.Now()
-	a := s.of(l)
-	have := f.staple.Load()
+	a := s.of(u.cert)
+	have := s.with(u.cert)
 	switch {
 	case a.der == nil || a.revoked || !now.Before(a.end):
-		f.staple.Store(nil)
-	case have == nil || have.of != l || !bytes.Equal(have.cert.OCSPStaple, a.der):
-		with := *l.cert
+		s.detach(u.cert)
+	case !bytes.Equal(have.OCSPStaple, a.der):
+		with := *u.cert
 		with.OCSPStaple = a.der
-		f.staple.Store(&staple{of: l, cert: &with})
+		if _, was := s.cut.Swap(u.cert, &with); !was {
+			s.some.Add(1)
+		}
 	}
 	return !now.Before(a.next)
 }
 
 // of is what is known of a certificate.
-func (s *staples) of(l *loaded) answer {
+func (s *staples) of(cert *tls.Certificate) answer {
+	i := idOf(cert)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.kept[l.id]
+	a := s.kept[i]
 	if a == nil {
 		return answer{}
 	}
 	if a.der != nil && a.end.IsZero() { // from the disk, not judged yet
-		r, err := judge(l, a.der)
+		r, err := judge(cert, a.der)
 		if err != nil {
-			delete(s.kept, l.id)
+			delete(s.kept, i)
 			return answer{}
 		}
 		a.fill(r)
@@ -164,13 +221,13 @@ func (a *answer) fill(r *ocsp.Response) {
 	a.next = a.this.Add(a.end.Sub(a.this) / 2)
 }
 
-// judge reads an answer about l.
-func judge(l *loaded, der []byte) (*ocsp.Response, error) {
-	issuer, err := x509.ParseCertificate(l.cert.Certificate[1])
+// judge reads an answer about a certificate.
+func judge(cert *tls.Certificate, der []byte) (*ocsp.Response, error) {
+	issuer, err := x509.ParseCertificate(cert.Certificate[1])
 	if err != nil {
 		return nil, err
 	}
-	r, err := ocsp.ParseResponseForCert(der, l.cert.Leaf, issuer)
+	r, err := ocsp.ParseResponseForCert(der, cert.Leaf, issuer)
 	if err == nil && r.Status == ocsp.Unknown {
 		err = errors.New("it does not know the certificate")
 	}
@@ -178,12 +235,13 @@ func judge(l *loaded, der []byte) (*ocsp.Response, error) {
 }
 
 // ask asks the responders in turn, and reports whether one said something new.
-func (s *staples) ask(ctx context.Context, f *file, l *loaded) bool {
+func (s *staples) ask(ctx context.Context, u subject) bool {
+	i := idOf(u.cert)
 	var der []byte
 	var r *ocsp.Response
 	var err error
-	for _, url := range l.cert.Leaf.OCSPServer {
-		if der, r, err = s.fetch(ctx, l, url); err == nil {
+	for _, url := range u.cert.Leaf.OCSPServer {
+		if der, r, err = s.fetch(ctx, u.cert, url); err == nil {
 			break
 		}
 		err = fmt.Errorf("OCSP responder %s: %w", url, err)
@@ -194,12 +252,12 @@ func (s *staples) ask(ctx context.Context, f *file, l *loaded) bool {
 	now := s.c.o.Now()
 	s.mu.Lock()
 	if s.kept == nil {
-		s.kept = map[[32]byte]*answer{}
+		s.kept = map[id]*answer{}
 	}
-	a := s.kept[l.id]
+	a := s.kept[i]
 	if a == nil {
 		a = &answer{}
-		s.kept[l.id] = a
+		s.kept[i] = a
 	}
 	first := a.err == nil
 	revoked := a.revoked
@@ -215,12 +273,12 @@ func (s *staples) ask(ctx context.Context, f *file, l *loaded) bool {
 	s.mu.Unlock()
 	switch {
 	case err != nil && first:
-		s.c.o.Log.Warn("no OCSP answer to staple; the one before serves to its end", "path", f.src.CertFile, "err", err)
+		s.c.o.Log.Warn("no OCSP answer to staple; the one before serves to its end", "host", u.name, "err", err)
 	case says.revoked && !revoked:
-		s.c.o.Log.Error("certificate is revoked", "path", f.src.CertFile, "since", r.RevokedAt)
-		s.c.o.Events("certificate.failing", f.name(), "its CA has revoked it")
+		s.c.o.Log.Error("certificate is revoked", "host", u.name, "since", r.RevokedAt)
+		s.c.o.Events("certificate.failing", u.name, "its CA has revoked it")
 	}
-	s.attach(f, l)
+	s.attach(u)
 	return err == nil
 }
 
@@ -232,12 +290,12 @@ func later(a, b time.Time) time.Time {
 }
 
 // fetch asks one responder.
-func (s *staples) fetch(ctx context.Context, l *loaded, url string) ([]byte, *ocsp.Response, error) {
-	issuer, err := x509.ParseCertificate(l.cert.Certificate[1])
+func (s *staples) fetch(ctx context.Context, cert *tls.Certificate, url string) ([]byte, *ocsp.Response, error) {
+	issuer, err := x509.ParseCertificate(cert.Certificate[1])
 	if err != nil {
 		return nil, nil, err
 	}
-	question, err := ocsp.CreateRequest(l.cert.Leaf, issuer, nil)
+	question, err := ocsp.CreateRequest(cert.Leaf, issuer, nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -267,7 +325,7 @@ func (s *staples) fetch(ctx context.Context, l *loaded, url string) ([]byte, *oc
 	if len(der) > maxAnswer {
 		return nil, nil, fmt.Errorf("an answer of more than %d bytes", maxAnswer)
 	}
-	r, err := judge(l, der)
+	r, err := judge(cert, der)
 	if err == nil && !r.NextUpdate.IsZero() && !s.c.o.Now().Before(r.NextUpdate) {
 		err = fmt.Errorf("its answer ended at %s", r.NextUpdate.Format(time.RFC3339))
 	}
@@ -290,11 +348,11 @@ func (s *staples) load() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept = map[[32]byte]*answer{}
+	s.kept = map[id]*answer{}
 	for name, der := range list {
-		var id [32]byte
-		if n, err := hex.Decode(id[:], []byte(name)[:min(len(name), 64)]); err == nil && n == len(id) {
-			s.kept[id] = &answer{der: der}
+		var i id
+		if n, err := hex.Decode(i[:], []byte(name)[:min(len(name), 2*len(i))]); err == nil && n == len(i) {
+			s.kept[i] = &answer{der: der}
 		}
 	}
 }
@@ -303,9 +361,9 @@ func (s *staples) load() {
 func (s *staples) save() {
 	list := map[string][]byte{}
 	s.mu.Lock()
-	for id, a := range s.kept {
+	for i, a := range s.kept {
 		if a.der != nil {
-			list[hex.EncodeToString(id[:])] = a.der
+			list[hex.EncodeToString(i[:])] = a.der
 		}
 	}
 	s.mu.Unlock()

@@ -2,6 +2,7 @@ package certs
 
 import (
 	"cmp"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"path/filepath"
@@ -74,7 +75,13 @@ func (c *Certs) Status() []Status {
 		}
 	}
 	for _, a := range c.auto.Status() {
-		out = append(out, ofOrdered(a, users[a.Name]))
+		s := ofOrdered(a, users[a.Name])
+		if x.auto[a.Name] {
+			if cert := c.auto.Get(a.Name); asks(cert) {
+				c.said(&s, cert)
+			}
+		}
+		out = append(out, s)
 	}
 	slices.SortStableFunc(out, func(a, b Status) int { return cmp.Compare(a.Name, b.Name) })
 	return out
@@ -109,21 +116,27 @@ func (c *Certs) ofFile(f *file, cert *plan.Certificate) Status {
 			s.Warning = "it is not for " + n + ", which clients will refuse"
 		}
 	}
-	if len(l.cert.Leaf.OCSPServer) > 0 {
-		switch a := c.staples.of(l); {
-		case a.revoked:
-			s.OCSP, s.State, s.Error = "revoked", acme.Failing, "its CA has revoked it"
-		case a.der != nil:
-			s.OCSP = "good until " + a.end.Format(time.RFC3339)
-		case a.err != nil:
-			s.OCSP = a.err.Error()
-		case len(l.cert.Certificate) < 2:
-			s.OCSP = "the file has no issuer's certificate, without which no responder can be asked"
-		default:
-			s.OCSP = "not asked yet"
-		}
-	}
+	c.said(&s, l.cert)
 	return s
+}
+
+// said adds what an OCSP responder says.
+func (c *Certs) said(s *Status, cert *tls.Certificate) {
+	if len(cert.Leaf.OCSPServer) == 0 {
+		return
+	}
+	switch a := c.staples.of(cert); {
+	case a.revoked:
+		s.OCSP, s.State, s.Error = "revoked", acme.Failing, "its CA has revoked it"
+	case a.der != nil:
+		s.OCSP = "good until " + a.end.Format(time.RFC3339)
+	case a.err != nil:
+		s.OCSP = a.err.Error()
+	case len(cert.Certificate) < 2:
+		s.OCSP = "the file has no issuer's certificate, without which no responder can be asked"
+	default:
+		s.OCSP = "not asked yet"
+	}
 }
 
 // covers reports whether a certificate is for a name as configuration writes it.
@@ -192,16 +205,25 @@ func (c *Certs) Problems() []Problem {
 	if err := c.ca.Fault(); err != nil && (len(x.local) > 0 || len(x.wild) > 0 || x.strangers()) {
 		out = append(out, Problem{"local CA", err.Error(), c.mendCA()})
 	}
+	more := 0
 	for _, s := range c.Status() {
 		switch {
 		case s.State != acme.Failing && s.State != acme.Expired && s.State != Missing:
 		case s.Source == plan.CertInternal && c.ca.Fault() != nil: // said above
+		case len(out) >= maxProblems:
+			more++
 		default:
 			out = append(out, Problem{s.Name, s.trouble(), s.remedy()})
 		}
 	}
+	if more > 0 {
+		out = append(out, Problem{"certificates", fmt.Sprintf("%d more are not as they should be", more), "\"quaymaster certs\" lists them"})
+	}
 	return out
 }
+
+// maxProblems bounds how many certificates are spelt out: a CA that is down may concern ten thousand.
+const maxProblems = 20
 
 // mendCA is what a person can do about the local CA.
 func (c *Certs) mendCA() string {

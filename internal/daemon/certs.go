@@ -42,6 +42,19 @@ func (d *Daemon) internal(name string) http.Handler {
 	return http.NotFoundHandler()
 }
 
+// restWithin bounds how long an order under way may take to give up.
+const restWithin = 10 * time.Second
+
+// restCerts stops orders and renewals, which the new process is to make, until rest is called.
+func (d *Daemon) restCerts(ctx context.Context) (rest func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, restWithin)
+	defer cancel()
+	if rest, err = d.certs.Suspend(ctx); err != nil {
+		return func() {}, err
+	}
+	return rest, nil
+}
+
 // certView shows the certificates.
 type certView Daemon
 

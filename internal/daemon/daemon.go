@@ -193,7 +193,6 @@ func (d *Daemon) start(ctx context.Context) int {
 	d.work(run, "guard", d.guard.Run)
 	d.work(run, "memory", d.tidy)
 	d.work(run, "state", d.watchState)
-	d.work(run, "certs", d.certs.Run)
 	d.work(run, "pools", d.pools.Run)
 	d.work(run, "ports", d.ports.Run)
 	d.work(run, "leases", d.leases.Run)
@@ -201,6 +200,7 @@ func (d *Daemon) start(ctx context.Context) int {
 	if err := d.loop.Start(ctx, first); err != nil {
 		return d.fail(err)
 	}
+	d.work(run, "certs", d.certs.Run)
 	for _, w := range first.Warnings {
 		d.log.Warn("configuration", "warning", w.Error.Error())
 	}

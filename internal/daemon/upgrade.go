@@ -85,6 +85,10 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 	defer cut()
 	ready, err := d.persuade(link, give, within)
 	give.Close()
+	rest := func() {}
+	if err == nil {
+		rest, err = d.restCerts(ctx)
+	}
 	if err == nil {
 		give.Pause()
 		err = d.letGo(link)
@@ -97,6 +101,7 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 		state, _ := child.Wait()
 		_ = link.Close()
 		give.Resume()
+		rest()
 		if errors.Is(err, handover.ErrGone) && state != nil {
 			err = fmt.Errorf("the new process (%s) ended before it served: %s; its output says why", binary, state)
 		}
