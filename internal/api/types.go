@@ -162,6 +162,8 @@ type Connection struct {
 	Client string    `json:"client"`
 	Local  string    `json:"local"`
 	State  string    `json:"state"`
+	TLS    string    `json:"tls,omitempty"`         // version, where it ends here
+	Name   string    `json:"server_name,omitempty"` // that the client asked for
 	Since  time.Time `json:"since"`
 	Route  string    `json:"route"`
 	Target string    `json:"target"`
