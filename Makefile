@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 GOBIN := $(shell $(GO) env GOPATH)/bin
 
-.PHONY: build run test test-deps check check-deps fuzz soak bench bench-deps clean
+.PHONY: build run test test-deps check check-deps fuzz soak chaos bench bench-deps clean
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/quaymaster ./cmd/quaymaster
@@ -43,6 +43,14 @@ fuzz:
 # Mixed load, reloads, restarts, ports bound and released for DURATION: what the daemon holds stays flat.
 soak:
 	QM_SOAK=$(or $(DURATION),10m) $(GO) test -count=1 -timeout 0 -v -run '^TestD08' ./cmd/quaymaster
+
+# Everything that can happen, at random, for DURATION, with clients that never retry and a judge who knows what they must
+# see (docs/design/chaos.md). SEED repeats the choices of a run; CHAOS takes more flags, see `bin/chaos -help`. With RACE=1
+# the daemon is built with the race detector.
+chaos:
+	$(GO) build $(if $(RACE),-race) -o bin/quaymaster-chaos ./cmd/quaymaster
+	$(GO) build -o bin/chaos ./chaos
+	bin/chaos -binary bin/quaymaster-chaos -duration $(or $(DURATION),5m) $(if $(SEED),-seed $(SEED)) $(if $(RACE),-race -patience 30s) $(CHAOS)
 
 bench-deps:
 	./scripts/deps haproxy:haproxy nginx:nginx caddy:caddy sniproxy:sniproxy wrk:wrk h2load:nghttp2-client ab:apache2-utils
