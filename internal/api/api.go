@@ -30,6 +30,7 @@ type Options struct {
 	Ports        Ports
 	Leases       Leases
 	Certificates Certificates
+	Apps         Apps
 	Upstreams    func() []Upstream
 	Connections  func() []Connection
 	Explain      func(ctx context.Context, q Question) (*Explanation, error)
@@ -103,6 +104,12 @@ func endpoints() []endpoint {
 		{"GET", "/v1/routes", read, false, (*API).routes, "Every route with its targets", nil, []Route{}},
 		{"PUT", "/v1/routes/{name}", write, false, (*API).putRoute, "Make or replace a route of the API layer", nil, Change{}},
 		{"DELETE", "/v1/routes/{name}", write, false, (*API).deleteRoute, "Remove a route of the API layer", nil, Change{}},
+		{"GET", "/v1/apps", read, false, (*API).apps, "Every app that is run here", nil, []App{}},
+		{"GET", "/v1/apps/{name}", read, false, (*API).app, "One app", nil, App{}},
+		{"POST", "/v1/apps/{name}/start", write, false, (*API).startApp, "Start an app", nil, App{}},
+		{"POST", "/v1/apps/{name}/stop", write, false, (*API).stopApp, "Stop an app until it is started again", nil, App{}},
+		{"POST", "/v1/apps/{name}/restart", write, false, (*API).restartApp, "Stop and start an app", []string{"new_port"}, App{}},
+		{"GET", "/v1/apps/{name}/logs", read, false, (*API).appLogs, "The output of an app; with follow as server-sent events", []string{"lines", "since", "follow"}, []AppLine{}},
 		{"GET", "/v1/config", read, false, (*API).config, "The configuration in force, and the API layer of it", nil, ConfigView{}},
 		{"PUT", "/v1/config", write, false, (*API).putConfig, "Replace the API layer", nil, Change{}},
 		{"POST", "/v1/check", read, false, (*API).check, "Judge a configuration without following it", nil, Change{}},

@@ -175,3 +175,22 @@ func (c *Client) Events(ctx context.Context, last int, f func(Event) bool) error
 	}
 	return lines.Err()
 }
+
+// Lines hands each line of output that path streams to f, until f returns false, ctx ends, or the daemon does.
+func (c *Client) Lines(ctx context.Context, path string, f func(AppLine) bool) error {
+	resp, err := c.send(ctx, http.MethodGet, path, "", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		var l AppLine
+		if ok && json.Unmarshal([]byte(data), &l) == nil && l.Number > 0 && !f(l) {
+			return nil
+		}
+	}
+	return lines.Err()
+}

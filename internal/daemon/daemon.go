@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/quaymaster/quaymaster/internal/api"
+	"github.com/quaymaster/quaymaster/internal/apps"
 	"github.com/quaymaster/quaymaster/internal/certs"
 	"github.com/quaymaster/quaymaster/internal/config"
 	"github.com/quaymaster/quaymaster/internal/control"
@@ -75,6 +76,7 @@ type Daemon struct {
 	edge    *edge.Edge
 	ports   *ports.Ports
 	leases  *leases.Leases
+	apps    *apps.Apps
 	loop    *control.Loop
 	api     *api.API
 	service service
@@ -196,6 +198,8 @@ func (d *Daemon) start(ctx context.Context) int {
 	d.work(run, "pools", d.pools.Run)
 	d.work(run, "ports", d.ports.Run)
 	d.work(run, "leases", d.leases.Run)
+	d.work(run, "apps", d.apps.Run)
+	d.undo.push("apps", d.closeApps)
 	d.work(run, "service manager", d.report)
 	if err := d.loop.Start(ctx, first); err != nil {
 		return d.fail(err)
@@ -238,6 +242,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Ours:      d.isOurs,
 		Listening: d.listeningNear,
 		Key:       stickyKey(d.state.Path()),
+		Wake:      func(ctx context.Context, app string) error { return d.apps.Wake(ctx, app) },
 	})
 	d.certs = d.newCerts(part("certs"))
 	d.resumeTickets()
@@ -256,6 +261,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(), Published: engines.Published,
 	})
 	d.leases = d.newLeases(engines, part("leases"))
+	d.apps = d.newApps(part("apps"))
 	d.loop = control.New(control.Options{
 		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event, Busy: d.changing,
 		Log: part("control"), Registry: d.metrics,
@@ -265,6 +271,7 @@ func (d *Daemon) build(layer *config.Layer) {
 			{Name: "settings", Follower: &settings{d: d}},
 			{Name: "guard", Follower: d.guard},
 			{Name: "pools", Follower: d.pools},
+			{Name: "apps", Follower: d.apps},
 			{Name: "edge", Follower: d.edge},
 			{Name: "ports", Follower: d.ports},
 		},

@@ -46,14 +46,21 @@ func (d *Daemon) Upgrade(ctx context.Context, o api.UpgradeOptions) (*api.Upgrad
 	if err != nil {
 		return nil, err
 	}
+	supervise, err := d.apps.Suspend(ctx) // before the leases: an app that is being started may need one
+	if err != nil {
+		resume()
+		return nil, err
+	}
 	thaw, err := d.leases.Suspend(ctx)
 	if err != nil {
+		supervise()
 		resume()
 		return nil, err
 	}
 	up, err := d.handOver(ctx, binary, o.Timeout)
 	if err != nil {
 		thaw()
+		supervise()
 		resume()
 		d.log.Error("upgrade failed; this process goes on serving", "binary", binary, "err", err)
 		d.event("upgrade.failed", binary, err.Error())
@@ -91,6 +98,7 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 	}
 	if err == nil {
 		give.Pause()
+		d.apps.Leave()
 		err = d.letGo(link)
 	}
 	if err == nil && !cut() {

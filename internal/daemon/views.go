@@ -12,6 +12,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/api"
 	"github.com/quaymaster/quaymaster/internal/config"
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/pools"
 	"github.com/quaymaster/quaymaster/internal/ports"
 )
 
@@ -29,6 +30,7 @@ func (d *Daemon) apiOptions(metrics http.Handler) api.Options {
 		Ports:        (*portView)(d),
 		Leases:       (*leaseView)(d),
 		Certificates: (*certView)(d),
+		Apps:         (*appView)(d),
 		Upstreams:    d.upstreams,
 		Connections:  d.connections,
 		Explain:      d.explain,
@@ -90,11 +92,14 @@ func (d *Daemon) problems() []api.Trouble {
 		}
 	}
 	out = append(out, d.leaseTroubles()...)
+	out = append(out, d.appTroubles()...)
 	out = append(out, d.certTroubles()...)
 	for _, u := range d.pools.Status() {
 		for _, t := range u.Targets {
 			var message string
 			switch {
+			case t.State == pools.Away: // the app itself says what it does
+				continue
 			case targetState(string(t.State)) == "down":
 				message = "target is down: "
 			case time.Since(t.Failed) < recent:
@@ -171,7 +176,7 @@ func apiPort(p ports.Status) api.Port {
 
 // targetState is the state of a target as the contract has it: whether connections go there.
 func targetState(s string) string {
-	if s == "down" || s == "out" {
+	if s == "down" || s == "out" || s == "away" {
 		return "down"
 	}
 	return "up"
