@@ -27,7 +27,7 @@ func (f *forward) unopened(t *turn, err error, try int) (again bool) {
 		return false
 	}
 	switch pe.Kind {
-	case "refused", "unreachable", "timeout", "dns":
+	case "refused", "unreachable", "timeout", "dns", "tls":
 		if f.retries.Connect && try < f.retries.Attempts && f.budget.spend() {
 			t.avoid(pe.Member)
 			return true

@@ -147,7 +147,8 @@ func (f *forward) attempt(t *turn, try int) (again bool) {
 	}
 	err := t.send()
 	var body wire.Body
-	if err == nil || t.up.began { // an answer may have come although the request was not taken to its end
+	// An answer, or a refusal in words of TLS, may have come although the request was not taken to its end.
+	if err == nil || t.up.began || closed(err) && !t.stream.Reused() {
 		body, err = t.receive()
 	}
 	if err != nil {

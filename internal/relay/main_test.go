@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -15,9 +16,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// pairOf joins two sockets of a network.
+// pairOf joins two sockets of a network. On "tls12" and "tls13" b is a connection of ours over TCP, and its server.
 func pairOf(t testing.TB, network string) (a, b net.Conn) {
 	t.Helper()
+	switch network {
+	case "tls12":
+		a, b = pairOf(t, "tcp")
+		return secure(t, a, b, tls.VersionTLS12, true)
+	case "tls13":
+		a, b = pairOf(t, "tcp")
+		return secure(t, a, b, tls.VersionTLS13, true)
+	}
 	addr := "127.0.0.1:0"
 	if network == "unix" {
 		dir, err := os.MkdirTemp("", "relay")
@@ -110,6 +119,14 @@ func (j *joint) wantCause(t *testing.T, want Cause) {
 	if r := j.wait(t); r.Cause != want {
 		t.Fatalf("cause %v, want %v (%+v)", r.Cause, want, r)
 	}
+}
+
+// under is the socket of c.
+func under(c net.Conn) *net.TCPConn {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	return c.(*net.TCPConn)
 }
 
 func send(t testing.TB, c net.Conn, text string) {

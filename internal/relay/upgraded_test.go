@@ -33,6 +33,18 @@ type upgrade struct {
 	result         chan Result
 }
 
+// roads are the networks a client and a target may be on.
+var roads = [][2]string{
+	{"tcp", "tcp"}, {"tcp", "unix"}, {"tls13", "tcp"}, {"tls12", "tcp"}, {"tcp", "tls13"}, {"tcp", "tls12"}, {"tls13", "tls13"}, {"tls12", "tls12"},
+}
+
+// onEachRoad runs f as a test for every one of them.
+func onEachRoad(t *testing.T, f func(t *testing.T, client, target string)) {
+	for _, r := range roads {
+		t.Run(r[0]+" to "+r[1], func(t *testing.T) { f(t, r[0], r[1]) })
+	}
+}
+
 func upgraded(t testing.TB, clientNet, targetNet string, u *Upgraded, early string) *upgrade {
 	up := &upgrade{u: u, result: make(chan Result, 1)}
 	var near, far net.Conn
@@ -61,72 +73,66 @@ func (up *upgrade) wait(t testing.TB) Result {
 }
 
 func TestUpgradedEchoAndHalfClose(t *testing.T) {
-	for _, target := range []string{"tcp", "unix"} {
-		t.Run(target, func(t *testing.T) {
-			up := upgraded(t, "tcp", target, &Upgraded{Idle: time.Minute}, "early ")
-			send(t, up.client, "up")
-			expect(t, up.target, "early up")
-			send(t, up.target, "down")
-			expect(t, up.client, "down")
-			up.client.(*net.TCPConn).CloseWrite()
-			expectEOF(t, up.target)
-			send(t, up.target, "rest")
-			expect(t, up.client, "rest")
-			up.target.Close()
-			expectEOF(t, up.client)
-			if r, want := up.wait(t), (Result{8, 8, EOF}); r != want {
-				t.Fatalf("%+v, want %+v", r, want)
-			}
-		})
-	}
+	onEachRoad(t, func(t *testing.T, client, target string) {
+		up := upgraded(t, client, target, &Upgraded{Idle: time.Minute}, "early ")
+		send(t, up.client, "up")
+		expect(t, up.target, "early up")
+		send(t, up.target, "down")
+		expect(t, up.client, "down")
+		up.client.(interface{ CloseWrite() error }).CloseWrite()
+		expectEOF(t, up.target)
+		send(t, up.target, "rest")
+		expect(t, up.client, "rest")
+		up.target.Close()
+		expectEOF(t, up.client)
+		if r, want := up.wait(t), (Result{8, 8, EOF}); r != want {
+			t.Fatalf("%+v, want %+v", r, want)
+		}
+	})
 }
 
 func TestUpgradedEndsFromOutside(t *testing.T) {
-	for _, target := range []string{"tcp", "unix"} {
-		for name, end := range map[string]func(*Upgraded){"cut": (*Upgraded).Cut, "go away": (*Upgraded).GoAway} {
-			t.Run(target+" "+name, func(t *testing.T) {
-				up := upgraded(t, "tcp", target, &Upgraded{Idle: time.Hour}, "")
-				send(t, up.client, "x")
-				expect(t, up.target, "x")
-				end(up.u)
-				if r := up.wait(t); r.Cause != Cut {
-					t.Fatal(r)
-				}
-			})
-		}
+	for name, end := range map[string]func(*Upgraded){"cut": (*Upgraded).Cut, "go away": (*Upgraded).GoAway} {
+		onEachRoad(t, func(t *testing.T, client, target string) {
+			t.Log(name)
+			up := upgraded(t, client, target, &Upgraded{Idle: time.Hour}, "")
+			send(t, up.client, "x")
+			expect(t, up.target, "x")
+			end(up.u)
+			if r := up.wait(t); r.Cause != Cut {
+				t.Fatal(r)
+			}
+		})
 	}
 }
 
 func TestUpgradedIdle(t *testing.T) {
-	for _, target := range []string{"tcp", "unix"} {
-		t.Run(target, func(t *testing.T) {
-			const idle = 100 * time.Millisecond
-			up := upgraded(t, "tcp", target, &Upgraded{Idle: idle, WebSocket: true}, "")
-			for range 10 {
-				<-time.After(idle / 2)
-				send(t, up.client, "x")
-				expect(t, up.target, "x")
-			}
-			if r := up.wait(t); r.Cause != Idle {
-				t.Fatal(r)
-			}
-		})
-	}
+	onEachRoad(t, func(t *testing.T, client, target string) {
+		t.Parallel()
+		const idle = 500 * time.Millisecond
+		up := upgraded(t, client, target, &Upgraded{Idle: idle, WebSocket: true}, "")
+		for range 10 {
+			<-time.After(idle / 7)
+			send(t, up.client, "x")
+			expect(t, up.target, "x")
+		}
+		if r := up.wait(t); r.Cause != Idle {
+			t.Fatal(r)
+		}
+	})
 }
 
 func TestUpgradedResetGoesThrough(t *testing.T) {
-	for _, target := range []string{"tcp", "unix"} {
-		t.Run(target, func(t *testing.T) {
-			up := upgraded(t, "tcp", target, &Upgraded{Idle: time.Hour}, "")
-			send(t, up.client, "x")
-			expect(t, up.target, "x")
-			up.client.(*net.TCPConn).SetLinger(0)
-			up.client.Close()
-			if r := up.wait(t); r.Cause != ClientReset {
-				t.Fatal(r)
-			}
-		})
-	}
+	onEachRoad(t, func(t *testing.T, client, target string) {
+		up := upgraded(t, client, target, &Upgraded{Idle: time.Hour}, "")
+		send(t, up.client, "x")
+		expect(t, up.target, "x")
+		under(up.client).SetLinger(0)
+		under(up.client).Close()
+		if r := up.wait(t); r.Cause != ClientReset {
+			t.Fatal(r)
+		}
+	})
 }
 
 // serverFrame is an unmasked frame.
@@ -171,30 +177,28 @@ func TestFramesEndWhereTheyEnd(t *testing.T) {
 }
 
 func TestC02_GoAwayBetweenFrames(t *testing.T) {
-	for _, target := range []string{"tcp", "unix"} {
-		t.Run(target, func(t *testing.T) {
-			up := upgraded(t, "tcp", target, &Upgraded{WebSocket: true, Idle: time.Hour}, "")
-			frame := serverFrame(2, bytes.Repeat([]byte("x"), 300))
-			up.target.Write(frame[:100])
-			expect(t, up.client, string(frame[:100]))
-			up.u.GoAway()
-			up.u.GoAway()
-			up.client.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-			if n, err := up.client.Read(make([]byte, 1)); n != 0 || err == nil {
-				t.Fatal("something came in the middle of a frame")
-			}
-			up.target.Write(append(frame[100:], serverFrame(1, []byte("too late"))...))
-			expect(t, up.client, string(frame[100:])+string(goingAway))
-			send(t, up.client, "answer")
-			expect(t, up.target, "answer")
-			up.target.Close()
-			expectEOF(t, up.client)
-			up.client.Close()
-			if r := up.wait(t); r.Cause != EOF {
-				t.Fatal(r)
-			}
-		})
-	}
+	onEachRoad(t, func(t *testing.T, client, target string) {
+		up := upgraded(t, client, target, &Upgraded{WebSocket: true, Idle: time.Hour}, "")
+		frame := serverFrame(2, bytes.Repeat([]byte("x"), 300))
+		up.target.Write(frame[:100])
+		expect(t, up.client, string(frame[:100]))
+		up.u.GoAway()
+		up.u.GoAway()
+		up.client.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := up.client.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Fatal("something came in the middle of a frame")
+		}
+		up.target.Write(append(frame[100:], serverFrame(1, []byte("too late"))...))
+		expect(t, up.client, string(frame[100:])+string(goingAway))
+		send(t, up.client, "answer")
+		expect(t, up.target, "answer")
+		up.target.Close()
+		expectEOF(t, up.client)
+		up.client.Close()
+		if r := up.wait(t); r.Cause != EOF {
+			t.Fatal(r)
+		}
+	})
 }
 
 func TestC02_SilentClientIsCutASecondAfterGoAway(t *testing.T) {

@@ -25,7 +25,8 @@ var gatherings = sync.Pool{New: func() any { return new(gathered) }}
 // of the connection). Between Cork and Uncork what is written is gathered; Uncork sends it, and may be called again.
 //
 // A BodyWriter on a connection whose NetConn is a Carrier uses it so. Reading and writing are as of the connection below;
-// only one goroutine may cork.
+// only one goroutine may cork, and
+// not before the handshake is over.
 type Carrier struct {
 	net.Conn
 	raw    syscall.RawConn // nil where there is no socket
