@@ -142,6 +142,7 @@ func TestOneMistakeAboutTLSAtATime(t *testing.T) {
 		tls("a.test", "client_auth: {mode: optional, ca_file: nothing}"):                                             "DIR/nothing cannot be read: no such file or directory",
 		tls("a.test", "client_auth: {mode: optional, ca_file: .}"):                                                   "it is no file of at most",
 		route("", "targets: [\"a:1\"], tls: {mode: passthrough, min_version: \"1.3\"}"):                              "tls.min_version: it has no effect on TLS that is not opened",
+		route("", "targets: [\"a:1\"], tls: {mode: passthrough, certificate: auto}"):                                 "tls.certificate: it has no effect on TLS that is not opened",
 		route("domains: [a.test], protocols: [tcp]", "targets: [\"a:1\"], tls: {}"):                                  "raw bytes inside it are not in this version",
 		route("domains: [a.test]", "redirect: {to: https}, tls: {}"):                                                 "it would send clients of https to https, forever",
 		route("protocols: [tcp]", "targets: [\"https://a:1\"]"):                                                      "a tunnel relays bytes as they are, so it begins no TLS",
