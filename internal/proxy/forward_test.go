@@ -515,8 +515,8 @@ func TestForwardAnswersForTargetsThatFail(t *testing.T) {
 }
 
 // onceThenClose answers one request on each connection, keeps it, and closes it when the next one comes.
-func onceThenClose(t *testing.T, requests *atomic.Int32) string {
-	return rawTarget(t, func(c net.Conn, r *bufio.Reader) {
+func onceThenClose(requests *atomic.Int32) func(c net.Conn, r *bufio.Reader) {
+	return func(c net.Conn, r *bufio.Reader) {
 		for i := range 2 {
 			req, err := http.ReadRequest(r)
 			if err != nil {
@@ -528,7 +528,7 @@ func onceThenClose(t *testing.T, requests *atomic.Int32) string {
 				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 			}
 		}
-	})
+	}
 }
 
 func TestForwardTriesAgainOnStaleConnectionsOnlyWhereThatIsSafe(t *testing.T) {
@@ -540,22 +540,28 @@ func TestForwardTriesAgainOnStaleConnectionsOnlyWhereThatIsSafe(t *testing.T) {
 		"GET": {"", 200, 3}, "HEAD": {"", 200, 3}, "POST": {"Content-Length: 2\r\n\r\nhi", 502, 2}, "DELETE": {"", 502, 2},
 		"OPTIONS": {"Content-Length: 2\r\n\r\nhi", 502, 2},
 	} {
-		var seen atomic.Int32
-		h := build(t, forwardTo(onceThenClose(t, &seen)))
-		if a := h.ask("GET", "/"); a.StatusCode != 200 {
-			t.Fatalf("first: %d", a.StatusCode)
-		}
-		h.record()
-		con := h.dial()
-		con.say(method + " / HTTP/1.1\r\nHost: a\r\n")
-		if c.body == "" {
-			c.body = "\r\n"
-		}
-		con.say(c.body)
-		a := con.answer(method)
-		rec := h.record()
-		if a.StatusCode != c.status || seen.Load() != c.seen {
-			t.Errorf("%s: %d, the target saw %d requests, record %+v", method, a.StatusCode, seen.Load(), rec)
+		for _, secure := range []bool{false, true} {
+			var seen atomic.Int32
+			w := forwardTo(rawTarget(t, onceThenClose(&seen)))
+			if secure {
+				w = trusting(t, rawTLSTarget(t, onceThenClose(&seen)))
+			}
+			h := build(t, w)
+			if a := h.ask("GET", "/"); a.StatusCode != 200 {
+				t.Fatalf("first: %d", a.StatusCode)
+			}
+			h.record()
+			con := h.dial()
+			con.say(method + " / HTTP/1.1\r\nHost: a\r\n")
+			if c.body == "" {
+				c.body = "\r\n"
+			}
+			con.say(c.body)
+			a := con.answer(method)
+			rec := h.record()
+			if a.StatusCode != c.status || seen.Load() != c.seen {
+				t.Errorf("%s, TLS %v: %d, the target saw %d requests, record %+v", method, secure, a.StatusCode, seen.Load(), rec)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net"
@@ -40,6 +41,7 @@ type house struct {
 	registry *prometheus.Registry
 	atEnd    func()               // if not nil, called when the last reference to the route is gone
 	silent   bool                 // keep no records
+	secure   bool                 // clients speak TLS
 	before   func(*wire.Exchange) // if not nil, called with each exchange; set before the first connection
 
 	mu      sync.Mutex // guards records
@@ -58,6 +60,9 @@ type wish struct {
 	targets  []string
 	internal http.Handler
 	log      *slog.Logger
+
+	targetTLS plan.TargetTLS // for targets that begin with https://
+	clientTLS bool           // clients speak TLS
 }
 
 func build(t testing.TB, w *wish) *house {
@@ -68,16 +73,18 @@ func build(t testing.TB, w *wish) *house {
 		Pool: plan.PoolSettings{MaxIdle: 16, Idle: time.Minute, MaxAge: time.Hour, Queue: 10, QueueTimeout: time.Second},
 	}
 	up.Balance.Policy = cmp.Or(up.Balance.Policy, "round_robin")
+	up.TLS = w.targetTLS
 	for _, text := range w.targets {
-		host, port, err := net.SplitHostPort(strings.TrimPrefix(text, "http://"))
+		addr, secure := strings.CutPrefix(text, "https://")
+		host, port, err := net.SplitHostPort(strings.TrimPrefix(addr, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		n, _ := strconv.Atoi(port)
-		up.Targets = append(up.Targets, plan.Target{Text: strings.TrimPrefix(text, "http://"), Host: host, Port: uint16(n), Weight: 1})
+		up.Targets = append(up.Targets, plan.Target{Text: strings.TrimPrefix(text, "http://"), Host: host, Port: uint16(n), Weight: 1, TLS: secure})
 	}
 	p := &plan.Plan{Settings: w.settings, Routes: []*plan.Route{r}, Upstreams: []*plan.Upstream{up}}
-	h := &house{t: t, registry: prometheus.NewRegistry(), more: make(chan struct{}, 10_000)}
+	h := &house{t: t, registry: prometheus.NewRegistry(), more: make(chan struct{}, 10_000), secure: w.clientTLS}
 	g := guard.New(guard.Options{Limit: func() uint64 { return 65536 }})
 	h.pools = pools.New(pools.Options{})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -160,6 +167,14 @@ func (h *house) listen(end func()) {
 func (h *house) serve(c net.Conn) {
 	peer := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	info := &wire.ConnInfo{Client: peer, Peer: peer, Local: c.LocalAddr().(*net.TCPAddr).AddrPort(), ClientText: []byte(peer.Addr().String())}
+	if h.secure {
+		tc := tls.Server(wire.NewCarrier(c), &tls.Config{Certificates: []tls.Certificate{certificate().cert}})
+		if tc.Handshake() != nil {
+			return
+		}
+		state := tc.ConnectionState()
+		c, info.TLS = tc, &state
+	}
 	_ = http1.Serve(c, info, nil, &http1.Options{
 		Handle: h.handle,
 		Settings: func() http1.Settings {
@@ -222,6 +237,9 @@ func (h *house) dial() *client {
 	}
 	h.t.Cleanup(func() { _ = c.Close() })
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if h.secure {
+		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+	}
 	return &client{h.t, c, bufio.NewReader(c)}
 }
 
@@ -306,6 +324,18 @@ func (tg *target) last(t testing.TB) *http.Request {
 // rawTarget is a target that a test writes by hand: each accepted connection goes to serve.
 func rawTarget(t testing.TB, serve func(c net.Conn, r *bufio.Reader)) string {
 	t.Helper()
+	return rawTargetOn(t, serve, func(c net.Conn) net.Conn { return c })
+}
+
+// rawTLSTarget is one over TLS.
+func rawTLSTarget(t testing.TB, serve func(c net.Conn, r *bufio.Reader)) string {
+	t.Helper()
+	config := &tls.Config{Certificates: []tls.Certificate{certificate().cert}}
+	return "https://" + rawTargetOn(t, serve, func(c net.Conn) net.Conn { return tls.Server(c, config) })
+}
+
+func rawTargetOn(t testing.TB, serve func(c net.Conn, r *bufio.Reader), wrap func(net.Conn) net.Conn) string {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -318,6 +348,7 @@ func rawTarget(t testing.TB, serve func(c net.Conn, r *bufio.Reader)) string {
 				return
 			}
 			conns.Go(func() {
+				c := wrap(c)
 				defer func() { _ = c.Close() }()
 				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 				serve(c, bufio.NewReader(c))
