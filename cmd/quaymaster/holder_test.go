@@ -10,8 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // findTool is the path of a program, "" when it is missing.
@@ -162,28 +160,28 @@ func TestP05_ConnectionThatHasThePortIsNamedAndIsNoHolder(t *testing.T) {
 	}
 	defer target.Close()
 	p := freePort(t)
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: p}}
-	c, err := d.Dial("tcp", target.Addr().String())
+	addr := "127.0.0.1:" + strconv.Itoa(p)
+	child := hold(t, addr, "QM_CHILD_DIAL="+target.Addr().String())
+	server, err := target.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	addr := "127.0.0.1:" + strconv.Itoa(p)
 	q := start(t, wants(addr))
 	row := q.wanted(p)
 	if row.State != "retrying" || row.Holder != nil {
 		t.Fatalf("%+v", row)
 	}
 	for _, want := range []string{
-		"nobody listens there, but a connection has that port as its own: " + self() + " (pid " + strconv.Itoa(os.Getpid()) + ",",
+		"nobody listens there, but a connection has that port as its own: " + self() + " (pid " + strconv.Itoa(child.Process.Pid) + ",",
 		"connected to " + target.Addr().String(), "ip_local_reserved_ports=" + strconv.Itoa(p),
 	} {
 		if !strings.Contains(row.Error, want) {
 			t.Errorf("%s\nwant %s", row.Error, want)
 		}
 	}
-	_ = c.(*net.TCPConn).SetLinger(0)
-	_ = c.Close()
+	_ = server.(*net.TCPConn).SetLinger(0) // no TIME_WAIT, which is not what this is about
+	_ = server.Close()
+	release(child)
 	q.until("the port comes up", func() bool { return q.wanted(p).State == "bound" })
 }
 
@@ -267,24 +265,14 @@ func TestP25_ForeignHolderWithReusePortIsFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := freePort(t)
-			lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-				if err := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); err != nil {
-					return err
-				}
-				return err
-			}}
-			ln, err := lc.Listen(t.Context(), "tcp4", fmt.Sprintf("%s:%d", listens, p))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
+			child := hold(t, fmt.Sprintf("%s:%d", listens, p), "QM_CHILD_REUSE=1")
 			q := start(t, fmt.Sprintf("routes:\n  - {name: a, match: {ports: [{port: \"127.0.0.1:%d\", reuse_port: true}], domains: [a.test]}, action: {respond: {status: 200}}}\n", p))
 			row := q.wanted(p)
-			want := fmt.Sprintf("cannot bind tcp 127.0.0.1:%d: held by %s (pid %d, user ", p, self(), os.Getpid())
+			want := fmt.Sprintf("cannot bind tcp 127.0.0.1:%d: held by %s (pid %d, user ", p, self(), child.Process.Pid)
 			if row.State != "retrying" || !strings.HasPrefix(row.Error, want) {
 				t.Errorf("%s: %s\nwant: %s", row.State, row.Error, want)
 			}
-			_ = ln.Close()
+			release(child)
 			q.until("it comes up", func() bool { return q.wanted(p).State == "bound" })
 		})
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quaymaster/quaymaster/internal/api"
 )
 
@@ -25,11 +29,13 @@ func route(name string, port int, host, target string) string {
 	return fmt.Sprintf("  - {name: %s, match: {ports: [%d], domains: [%s]}, action: {targets: [%q]}}\n", name, port, host, target)
 }
 
-// hold listens on a port as a foreign process would: a child of ours that is not quaymaster.
-func hold(t testing.TB, addr string) *exec.Cmd {
+// hold listens on a port as a foreign process would: a child of ours that is not quaymaster. QM_CHILD_REUSE=1 in env sets
+// SO_REUSEPORT; QM_CHILD_DIAL=ADDRESS connects from the port instead.
+func hold(t testing.TB, addr string, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestChildListener$", "-test.v=false")
 	cmd.Env = append(os.Environ(), "QM_CHILD_LISTEN="+addr, "QUAYMASTER_TEST_BINARY="+binary) // it need not be built again
+	cmd.Env = append(cmd.Env, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -58,7 +64,28 @@ func TestChildListener(t *testing.T) {
 	if addr == "" {
 		t.Skip("runs as a child of other tests")
 	}
-	l, err := net.Listen("tcp", addr)
+	var lc net.ListenConfig
+	if os.Getenv("QM_CHILD_REUSE") != "" {
+		lc.Control = func(_, _ string, raw syscall.RawConn) error {
+			var set error
+			err := raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+			return errors.Join(err, set)
+		}
+	}
+	if target := os.Getenv("QM_CHILD_DIAL"); target != "" {
+		at, err := net.ResolveTCPAddr("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := (&net.Dialer{LocalAddr: at}).Dial("tcp", target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("listening: no, connected from", c.LocalAddr())
+		_, _ = io.Copy(io.Discard, c)
+		return
+	}
+	l, err := lc.Listen(context.Background(), "tcp", addr)
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
