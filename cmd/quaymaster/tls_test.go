@@ -252,8 +252,11 @@ func TestTLSEndsHere(t *testing.T) {
 		t.Errorf("/v1/connections: %+v", list)
 	}
 	q.until("the access log tells the version", func() bool { return strings.Contains(q.out.String(), `"tls":"1.3"`) })
-	if out, code := q.cli("explain", fmt.Sprintf("https://a.test:%d/x", p)); code != 0 || !strings.Contains(out, "a") || !strings.Contains(out, "forwarded to "+web) {
-		t.Errorf("explain: exit %d\n%s", code, out)
+	for url, want := range map[string]string{"https://a.test": "forwarded to " + web, "https://none.test": "no route matches", "https://p.test": "tunnelled to " + passed} {
+		out, code := q.cli("explain", fmt.Sprintf("%s:%d/x", url, p))
+		if code != 0 || !strings.Contains(out, want) || strings.Contains(want, web) && !strings.Contains(out, filepath.Join(a.dir, "a.test.pem")) {
+			t.Errorf("explain %s: exit %d\n%s", url, code, out)
+		}
 	}
 }
 
