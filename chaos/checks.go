@@ -155,7 +155,7 @@ func (c *chaos) measure() (q quiet, err error) {
 		return q, fmt.Errorf("%d connections are still there", s.Connections.Active)
 	}
 	for _, pid := range c.m.before {
-		if !gone(pid) {
+		if !c.m.gone(pid) {
 			return q, fmt.Errorf("pid %d, which was replaced, is still there", pid)
 		}
 	}
@@ -218,7 +218,7 @@ func (c *chaos) checkLeaks() error {
 		fds, _ := c.m.fds()
 		c.judge.Violate("something is kept", "%v; descriptors: %v", err, fds)
 	}
-	c.m.before = slices.DeleteFunc(c.m.before, gone)
+	c.m.before = slices.DeleteFunc(c.m.before, c.m.gone)
 	c.quiets = append(c.quiets, q)
 	first := c.quiets[0].rss
 	if limit := first + first/2 + 32<<20; !c.o.race && q.rss > limit {

@@ -28,10 +28,11 @@ type machine struct {
 	log                     *os.File
 	http                    http.Client
 
-	pid    int      // of the process that serves
-	before []int    // processes that were replaced and may still drain
-	group  int      // process group of all that were started by the last run
-	ended  chan int // exit code of the process that was started last
+	pid    int          // of the process that serves
+	before []int        // processes that were replaced and may still drain
+	group  int          // process group of all that were started by the last run
+	ended  chan int     // exit code of the process that was started last
+	own    map[int]bool // processes that we have started, and whose end somebody waits for
 }
 
 func newMachine(binary, dir string) (*machine, error) {
@@ -39,7 +40,7 @@ func newMachine(binary, dir string) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{binary: binary, dir: dir, file: filepath.Join(dir, "q.yaml"), sock: filepath.Join(dir, "admin.sock"), log: log}
+	m := &machine{binary: binary, dir: dir, file: filepath.Join(dir, "q.yaml"), sock: filepath.Join(dir, "admin.sock"), log: log, own: map[int]bool{}}
 	m.http = http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		DisableKeepAlives: true, // a connection that waits would be a descriptor of the machine
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -74,13 +75,14 @@ func (m *machine) start() error {
 		return err
 	}
 	m.pid, m.group = cmd.Process.Pid, cmd.Process.Pid
+	m.own[m.pid] = true
 	m.ended = make(chan int, 1)
 	go func(ended chan<- int) {
 		_ = cmd.Wait()
 		ended <- cmd.ProcessState.ExitCode()
 	}(m.ended)
 	return within(time.Minute, "the machine serves", func() error {
-		if gone(m.pid) {
+		if m.gone(m.pid) {
 			return &over{fmt.Errorf("quaymaster ended with exit code %d", <-m.ended)}
 		}
 		s, err := m.status()
@@ -115,7 +117,7 @@ func (m *machine) kill() error {
 		return err
 	}
 	return within(10*time.Second, "the killed process is gone", func() error {
-		if !gone(m.pid) {
+		if !m.gone(m.pid) {
 			return fmt.Errorf("pid %d is still there", m.pid)
 		}
 		return nil
@@ -123,13 +125,13 @@ func (m *machine) kill() error {
 }
 
 // gone reports whether a process has ended, all its threads included; one that is a child of ours by adoption is reaped.
-func gone(pid int) bool {
+func (m *machine) gone(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return true
 	}
 	w := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(w) > 1 && w[0] == "Z" && w[1] == strconv.Itoa(os.Getpid()) {
+	if len(w) > 1 && w[0] == "Z" && w[1] == strconv.Itoa(os.Getpid()) && !m.own[pid] {
 		_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
 	}
 	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))

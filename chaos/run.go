@@ -190,6 +190,10 @@ func (c *chaos) chosen() ([]act, error) {
 func (c *chaos) happen(a act) (bool, error) {
 	began := time.Now()
 	err := a.do(c)
+	if c.m.gone(c.m.pid) { // nobody but us ends it, and whoever does starts it again
+		c.judge.Violate("the machine has ended by itself", "pid %d, in %q or before; quaymaster.log says why", c.m.pid, a.name)
+		return false, errors.Join(errors.New("there is nothing left to test"), err)
+	}
 	if errors.Is(err, errNothing) {
 		return false, nil
 	}
@@ -206,7 +210,7 @@ func (c *chaos) stop() {
 	direct := c.m.pid == c.m.group
 	_ = syscall.Kill(c.m.pid, syscall.SIGTERM)
 	if err := within(max(c.o.patience, 30*time.Second), "the machine stops", func() error {
-		if !gone(c.m.pid) {
+		if !c.m.gone(c.m.pid) {
 			return errors.New("it is still there")
 		}
 		return nil
