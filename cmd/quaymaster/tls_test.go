@@ -227,8 +227,10 @@ func TestTLSEndsHere(t *testing.T) {
 		t.Errorf("passed through: %q", b)
 	}
 	mustFetch(t, p, "plain.test", "/", "other GET plain.test /")
-	if status, _, _ := fetch(p, "a.test", "/y"); status != 308 {
-		t.Errorf("a plain client of a TLS-only host gets %d, want 308", status)
+	lost := dial(t, p)
+	res, _ := say(t, lost, bufio.NewReader(lost), fmt.Sprintf("GET /y HTTP/1.1\r\nHost: a.test:%d\r\n\r\n", p))
+	if want := fmt.Sprintf("https://a.test:%d/y", p); res.StatusCode != 308 || res.Header.Get("Location") != want {
+		t.Errorf("a plain client of a TLS-only host gets %d %q, want 308 and %s", res.StatusCode, res.Header.Get("Location"), want)
 	}
 	for _, host := range []string{"b.test", "p.test"} {
 		if status, _, err := askOnce(t, p, a.config("a.test"), host); status != 421 {

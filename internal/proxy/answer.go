@@ -33,7 +33,7 @@ func (d *redirect) serve(t *turn) {
 		return
 	}
 	if d.tls {
-		redirectTLS(t.ex, d.status)
+		redirectTLS(t.ex, d.status, false)
 		return
 	}
 	to := d.location.value(t)
@@ -56,20 +56,26 @@ func rooted(to []byte) []byte {
 	return to
 }
 
-// RedirectTLS answers with 308 and the request's own URL under https.
+// RedirectTLS answers with 308 and the request's own URL under https, for a host that wants TLS on the port it was asked on:
+// a port that the client named stays, but for 80, where it would not have named it.
 func RedirectTLS(ex *wire.Exchange) {
 	identify(ex, false)
 	if !plainHost(ex.Req.Authority) {
 		Refuse(ex, http.StatusBadRequest, "bad_request", "the host is no name or address", 0)
 		return
 	}
-	redirectTLS(ex, http.StatusPermanentRedirect)
+	redirectTLS(ex, http.StatusPermanentRedirect, true)
 }
 
-func redirectTLS(ex *wire.Exchange, status int) {
+func redirectTLS(ex *wire.Exchange, status int, same bool) {
 	n := len(ex.Scratch)
 	b := append(ex.Scratch, "https://"...)
 	b = append(b, hostOf(ex.Req.Authority)...)
+	if i := bytes.LastIndexByte(ex.Req.Authority, ':'); same && i > bytes.LastIndexByte(ex.Req.Authority, ']') {
+		if port := string(ex.Req.Authority[i:]); port != ":80" && port != ":443" {
+			b = append(b, port...)
+		}
+	}
 	if len(ex.Req.Target) > 0 && ex.Req.Target[0] == '/' {
 		b = appendClean(b, ex.Req.Target)
 	} else {

@@ -35,7 +35,7 @@ func TestRedirectTLSKeepsTheURL(t *testing.T) {
 	h.route.act = actorFunc(func(t *turn) { RedirectTLS(t.ex) })
 	c := h.dial()
 	c.say("GET /a?b HTTP/1.1\r\nHost: www.example.com.:8080\r\n\r\n")
-	if a := c.answer("GET"); a.StatusCode != 308 || a.Header.Get("Location") != "https://www.example.com/a?b" {
+	if a := c.answer("GET"); a.StatusCode != 308 || a.Header.Get("Location") != "https://www.example.com:8080/a?b" {
 		t.Fatalf("%d %v", a.StatusCode, a.Header)
 	}
 	c.say("OPTIONS * HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n")
