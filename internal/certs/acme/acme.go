@@ -95,6 +95,8 @@ type Issuer struct {
 	gate    *demand.Gate
 	metrics *metrics
 	wake    chan struct{} // holds one: there may be something to do
+	up      chan struct{} // closed once Run has begun
+	begun   sync.Once     // closes up
 
 	index atomic.Pointer[map[string]*entry] // the entries; never changed
 
@@ -144,7 +146,7 @@ func New(o Options) *Issuer {
 		o.Staging = map[string]string{letsEncrypt: letsEncryptStaging}
 	}
 	a := &Issuer{
-		o: o, wake: make(chan struct{}, 1), flights: map[string]*flight{},
+		o: o, wake: make(chan struct{}, 1), up: make(chan struct{}), flights: map[string]*flight{},
 		gate: demand.New(demand.Options{Log: o.Log, Store: o.State, Now: o.Clock.Now}),
 	}
 	a.metrics = newMetrics(o.Registry, func() float64 { return float64(a.answers.Len()) })

@@ -31,6 +31,11 @@ func (a *Issuer) OnDemand(ctx context.Context, name string) (*tls.Certificate, e
 	if !hostName(name) {
 		return nil, fmt.Errorf("%w: %.80q is no name of a host", ErrDenied, name)
 	}
+	select {
+	case <-a.up:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	f, err := a.board(name)
 	if err != nil {
 		return nil, err

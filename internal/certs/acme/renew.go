@@ -111,7 +111,7 @@ func (a *Issuer) askWindow(ctx context.Context, e *entry) {
 		s.ARI.Again = now.Add(min(max(again, askLeast), askMost))
 		if !was.Start.Equal(w.Start) || !was.End.Equal(w.End) || was.At.IsZero() {
 			s.ARI.Start, s.ARI.End, s.ARI.At = w.Start, w.End, w.Start.Add(rand.N(w.End.Sub(w.Start)))
-			level := a.o.Log.Info
+			level := a.o.Log.Debug
 			if !was.At.IsZero() || !s.ARI.At.After(now) {
 				level = a.o.Log.Warn // it changed its mind: mostly a certificate that is about to be revoked
 			}

@@ -24,6 +24,7 @@ func (a *Issuer) Run(ctx context.Context) error {
 	a.running = ctx
 	a.since = a.o.Clock.Now()
 	a.mu.Unlock()
+	a.begun.Do(func() { close(a.up) })
 	defer a.close()
 	a.sweep()
 	for {

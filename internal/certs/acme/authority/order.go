@@ -132,6 +132,7 @@ type try struct {
 	left     []Challenge
 	issued   *Issued
 	by       string // the challenge that was tried last
+	begun    bool   // the CA was told to look
 }
 
 // once makes one order and brings it to its end.
@@ -238,16 +239,15 @@ func (t *try) authorize(ctx context.Context, heard *ear, url string) error {
 
 // given says whether another challenge may succeed where this one did not.
 func (t *try) given(ctx context.Context, url, challenge string, err error) error {
+	if !t.begun {
+		t.leave(ctx, url)
+	}
 	var f *Failure
 	if !errors.As(err, &f) { // ctx ended
-		t.leave(ctx, url)
 		return err
 	}
 	f.Challenge = challenge
 	p, _ := problemOf(f.Err)
-	if f.Kind == Ours || p.Status == 0 || p.Type == "" {
-		t.leave(ctx, url)
-	}
 	switch p.Type {
 	case acme.ProblemTypeRateLimited, acme.ProblemTypeCAA, acme.ProblemTypeRejectedIdentifier, acme.ProblemTypeAccountDoesNotExist,
 		acme.ProblemTypeUserActionRequired:
@@ -259,7 +259,8 @@ func (t *try) given(ctx context.Context, url, challenge string, err error) error
 	return &nextError{challenge, f}
 }
 
-// leave tells the CA that it need not wait for us: it counts what is pending.
+// leave tells the CA that it need not wait for us: it counts what is pending. What it is validating comes to its end by
+// itself.
 func (t *try) leave(ctx context.Context, url string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
 	defer cancel()
@@ -269,6 +270,7 @@ func (t *try) leave(ctx context.Context, url string) {
 // validate presents, tells the CA to look, and waits for what it found.
 func (t *try) validate(ctx context.Context, heard *ear, authz acme.Authorization, ch acme.Challenge, way Challenge) error {
 	fail := func(err error) error { return t.c.failure(ctx, heard, t.w.Name, "validate", err) }
+	t.begun = false
 	end, err := way.Present(ctx, ch)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -277,6 +279,7 @@ func (t *try) validate(ctx context.Context, heard *ear, authz acme.Authorization
 		return fail(&localError{err})
 	}
 	defer end()
+	t.begun = true
 	if _, err := t.desk.client.InitiateChallenge(ctx, t.desk.account, ch); err != nil {
 		return fail(err)
 	}
