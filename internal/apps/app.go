@@ -3,6 +3,7 @@ package apps
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/apps/run"
@@ -77,6 +78,8 @@ type app struct {
 	waiters []chan error // of Wake
 	asked   []asked      // of commands
 
+	wish atomic.Pointer[plan.App] // of the plan in force; the owner follows in its time
+
 	mu    sync.Mutex // guards what follows
 	view  view
 	alive run.Instance // of view, for its figures
@@ -87,7 +90,7 @@ type view struct {
 	state  State
 	reason string
 	since  time.Time
-	want   *plan.App
+	want   *plan.App // the wish
 	on     bool
 	live   int // instances of any phase
 	pid    int

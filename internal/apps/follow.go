@@ -69,10 +69,12 @@ func (t *step) Commit() {
 		if a == nil {
 			a = s.newApp(want.Name)
 		}
+		a.wish.Store(want)
 		a.post(func() { a.begins = true; a.follow(want) })
 	}
 	for name, a := range s.apps {
 		if !wanted[name] {
+			a.wish.Store(nil)
 			a.post(func() { a.begins = true; a.follow(nil) })
 		}
 	}

@@ -173,6 +173,9 @@ func (a *app) ended(i *instance, r run.Instance) {
 	wanted, beside := i == a.cur || i == a.next, i == a.next
 	was := i.phase
 	a.lose(i)
+	if beside && a.cur != nil {
+		a.lease = a.cur.lease
+	}
 	if was == serving {
 		a.tellPools()
 	}
@@ -214,7 +217,7 @@ func (a *app) drowse() {
 	if last.Before(a.view.since) {
 		last = a.view.since
 	}
-	if n == 0 && time.Since(last) >= a.want.IdleStop && !a.s.leaned(a.name) {
+	if n == 0 && len(a.waiters) == 0 && time.Since(last) >= a.want.IdleStop && !a.s.leaned(a.name) {
 		a.on, a.why = false, ""
 	}
 }
@@ -351,7 +354,7 @@ func (a *app) show() {
 	} else if v.reason != reason && reason != "" {
 		told = state == BackingOff || state == Unhealthy || state == Failed
 	}
-	v.reason, v.want, v.on, v.live = reason, a.want, a.on, a.living()
+	v.reason, v.on, v.live = reason, a.on, a.living()
 	v.pid, v.cid, v.at, v.began, a.alive = 0, "", plan.Addr{}, time.Time{}, nil
 	if i := a.subject(); i != nil {
 		v.at = i.at

@@ -30,13 +30,16 @@ type Status struct {
 func (a *app) seen() view {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.view
+	v := a.view
+	v.want = a.wish.Load()
+	return v
 }
 
 // status is the app as it is shown.
 func (a *app) status() Status {
+	v := a.seen()
 	a.mu.Lock()
-	v, alive := a.view, a.alive
+	alive := a.alive
 	a.mu.Unlock()
 	s := Status{
 		Name: a.name, State: v.state, Reason: v.reason, Since: v.since, PID: v.pid, Container: v.cid, Port: v.at.Port, Path: v.at.Path,

@@ -52,14 +52,15 @@ func listenFor(at plan.Addr) (int, error) {
 
 // whoListens names who has a port, for a reason.
 func whoListens(port uint16) string {
-	for _, h := range listeners(port) {
-		name := h.Command
-		if name == "" {
-			name = h.Exe
-		}
-		return fmt.Sprintf("%s (pid %d)", name, h.PID)
+	found := listeners(port)
+	if len(found) == 0 {
+		return ""
 	}
-	return ""
+	name := found[0].Command
+	if name == "" {
+		name = found[0].Exe
+	}
+	return fmt.Sprintf("%s (pid %d)", name, found[0].PID)
 }
 
 // appPorts leases ports to apps.
