@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -40,7 +41,7 @@ func main() {
 	flag.BoolVar(&o.race, "race", false, "the program was built with the race detector")
 	flag.BoolVar(&keep, "keep", false, "leave configuration, journals and logs")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ok, err := whole(ctx, o, keep)
 	stop()
 	if err != nil {
