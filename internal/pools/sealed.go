@@ -50,7 +50,7 @@ func (p *Pool) seal(ctx context.Context, m *Member, nc net.Conn, hello []byte) (
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err != nil:
-		return nil, &Error{Kind: "tls", Err: handshakeWords(err, config, &sec.set)}
+		return nil, &Error{Kind: "tls", Err: handshakeWords(err, config, &sec.set, m.target.Text)}
 	}
 	return c, nil
 }

@@ -157,6 +157,7 @@ func talker(t tb, said string) string {
 func TestT12_ATargetThatSpeaksNoTLSIsToldApart(t *testing.T) {
 	plain := serve(t, name("hello"))
 	for _, c := range []struct{ name, addr, want string }{
+		{"plain HTTP under reencrypt", plain.Listener.Addr().String(), "cannot speak TLS: the target speaks plain HTTP: write tls mode terminate, not reencrypt"},
 		{"plain HTTP", plain.Listener.Addr().String(), "cannot speak TLS: the target speaks plain HTTP: write http:// or leave https:// out"},
 		{"SSH", talker(t, "SSH-2.0-OpenSSH_9.2\r\n"), `cannot speak TLS: the target does not speak TLS, its first bytes are "SSH-2"`},
 		{"nothing", talker(t, ""), "cannot speak TLS: the target ended the connection in the handshake"},
@@ -164,6 +165,9 @@ func TestT12_ATargetThatSpeaksNoTLSIsToldApart(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			tg := target(t, c.addr)
 			tg.TLS = true
+			if !strings.Contains(c.name, "reencrypt") {
+				tg.Text = "https://" + tg.Text
+			}
 			u := upstream("web", tg)
 			u.TLS.Insecure = true // nor by those who check nothing
 			ps := run(t, Options{}, u)

@@ -20,7 +20,11 @@ const (
 )
 
 // handshakeWords say why a handshake failed, and what to do.
-func handshakeWords(err error, config *tls.Config, set *plan.TargetTLS) error {
+func handshakeWords(err error, config *tls.Config, set *plan.TargetTLS, target string) error {
+	plain := "write http:// or leave https:// out"
+	if !strings.HasPrefix(target, "https://") {
+		plain = "write tls mode terminate, not reencrypt"
+	}
 	var bad *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
@@ -29,13 +33,13 @@ func handshakeWords(err error, config *tls.Config, set *plan.TargetTLS) error {
 	case errors.As(err, &record):
 		first := string(record.RecordHeader[:])
 		if first == "HTTP/" {
-			return errors.New("the target speaks plain HTTP: write http:// or leave https:// out")
+			return errors.New("the target speaks plain HTTP: " + plain)
 		}
-		return fmt.Errorf("the target does not speak TLS, its first bytes are %q: leave https:// out, or name another port", first)
+		return fmt.Errorf("the target does not speak TLS, its first bytes are %q: %s, or name another port", first, plain)
 	case isAlert(err):
 		return alertWords(err)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return errors.New("the target ended the connection in the handshake: if it speaks no TLS there, leave https:// out")
+		return errors.New("the target ended the connection in the handshake: if it speaks no TLS there, " + plain)
 	}
 	return fmt.Errorf("handshake: %w", cause("tls", err))
 }
