@@ -98,7 +98,8 @@ func (a *Issuer) admit(ctx context.Context, name string) (wait <-chan struct{}, 
 	a.mu.Unlock()
 	if e == nil {
 		if e = a.read(name); e.cert.Load() != nil {
-			return nil, a.add(e) // it was had before
+			_, err := a.add(e, false) // it was had before
+			return nil, err
 		}
 	}
 	if err := a.mayTry(e); err != nil {
@@ -114,17 +115,7 @@ func (a *Issuer) admit(ctx context.Context, name string) (wait <-chan struct{}, 
 			return nil, err
 		}
 	}
-	if err := a.add(e); err != nil {
-		return nil, err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if e.done == nil {
-		e.done = make(chan struct{})
-	}
-	e.asked = true
-	a.stir()
-	return e.done, nil
+	return a.add(e, true)
 }
 
 // mayTry refuses while the schedule does.
@@ -145,27 +136,32 @@ func (a *Issuer) underWay(e *entry) <-chan struct{} {
 	return e.done
 }
 
-// add puts a name on demand among those at hand.
-func (a *Issuer) add(e *entry) error {
+// add puts a name on demand among those at hand, and with order has an order begin: done is closed at its end.
+func (a *Issuer) add(e *entry, order bool) (done <-chan struct{}, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := *a.index.Load()
-	if now[e.name] == e {
-		return nil
+	switch {
+	case now[e.name] == e:
+	case !a.covered(e.name) || now[e.name] != nil:
+		return nil, fmt.Errorf("%w: the configuration changed", ErrDenied)
+	case len(now) >= maxDemand:
+		return nil, fmt.Errorf("%w: %d names are at hand, which is the most", ErrDenied, len(now))
+	default:
+		e.demand = true
+		e.used.Store(true)
+		next := maps.Clone(now)
+		next[e.name] = e
+		a.index.Store(&next)
 	}
-	if !a.covered(e.name) || now[e.name] != nil {
-		return fmt.Errorf("%w: the configuration changed", ErrDenied)
-	}
-	if len(now) >= maxDemand {
-		return fmt.Errorf("%w: %d names are at hand, which is the most", ErrDenied, len(now))
-	}
-	e.demand = true
-	e.used.Store(true)
-	next := maps.Clone(now)
-	next[e.name] = e
-	a.index.Store(&next)
 	a.stir()
-	return nil
+	if !order {
+		return nil, nil
+	}
+	if e.asked = true; e.done == nil {
+		e.done = make(chan struct{})
+	}
+	return e.done, nil
 }
 
 // whyNot is why an order for a name gave no certificate.

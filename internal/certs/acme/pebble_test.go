@@ -213,7 +213,7 @@ func TestT03_DNS01ThatCannotBeSeenIsTriedAllTheSame(t *testing.T) {
 	other := acmetest.NewPrimary(t, "example.com") // never has the record
 	check := record.Check{
 		Servers: func(context.Context, string) ([]string, error) { return []string{other.Addr}, nil },
-		Every:   10 * time.Millisecond, Most: 100 * time.Millisecond,
+		Every:   10 * time.Millisecond, Most: 300 * time.Millisecond,
 	}
 	s.run(t, Options{Check: check}, "example.com")
 	s.wait(t, "example.com")

@@ -42,13 +42,16 @@ func (c *Check) Wait(ctx context.Context, r Record) error {
 	defer cancel()
 	pause := time.NewTicker(every)
 	defer pause.Stop()
+	var missing error // what was seen last
 	for {
-		missing, err := c.missing(ctx, r)
-		if err != nil {
+		now, err := c.missing(ctx, r)
+		switch {
+		case err != nil && ctx.Err() == nil:
 			return err
-		}
-		if missing == nil {
+		case err == nil && now == nil:
 			return nil
+		case missing == nil || ctx.Err() == nil: // a look that the end of the time cut short says nothing
+			missing = errors.Join(now, err)
 		}
 		select {
 		case <-ctx.Done():
