@@ -100,10 +100,7 @@ func (s *session) talk(ctx context.Context, c *websocket.Conn, r *Report) error 
 		}
 		stop()
 		if err != nil {
-			if code := websocket.CloseStatus(err); code != -1 {
-				return fmt.Errorf("close %d: %w", code, io.ErrUnexpectedEOF)
-			}
-			return err
+			return closedBy(err)
 		}
 		if want := fmt.Sprintf("%s %s message %d", r.Target, r.Nonce, i); string(got) != want {
 			return &falseAnswer{fmt.Sprintf("message %q, want %q", got, want)}
@@ -112,5 +109,13 @@ func (s *session) talk(ctx context.Context, c *websocket.Conn, r *Report) error 
 			return ctx.Err()
 		}
 	}
-	return c.Close(websocket.StatusNormalClosure, "")
+	return closedBy(c.Close(websocket.StatusNormalClosure, ""))
+}
+
+// closedBy makes a cut of a close frame that was not ours; it may cross ours on the way.
+func closedBy(err error) error {
+	if code := websocket.CloseStatus(err); code != -1 {
+		return fmt.Errorf("close %d: %w", code, io.ErrUnexpectedEOF)
+	}
+	return err
 }
