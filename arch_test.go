@@ -58,7 +58,7 @@ var mayImport = map[string][]string{
 	"internal/edge":           {"plan", "sniff", "wire", "route", "guard", "relay", "pools", "proxy", "edge/http1", "edge/terminate"},
 	"internal/api":            {"plan", "config", "control", "ports", "guard", "logs"},
 	"internal/trust":          {},
-	"internal/doctor":         {"plan", "state", "guard", "ports", "ports/holder"},
+	"internal/doctor":         {"plan", "state", "guard", "ports", "ports/holder", "certs/ca"},
 	"internal/daemon":         {"*"},
 	"cmd/quaymaster":          {"daemon", "api", "config", "plan", "logs", "ports", "ports/holder", "ports/evict", "apps/launch", "doctor", "engine", "trust", "certs/ca"},
 	"bench":                   {},

@@ -21,12 +21,13 @@ const askedWithin = 5 * time.Second
 
 func (s *shell) doctorVerb() *cobra.Command {
 	c := verb(
-		"doctor", "Look at limits, ports and permissions, and say what to do. Needs no daemon", "quaymaster doctor -c quaymaster.yaml", cobra.NoArgs,
+		"doctor", "Look at limits, ports, permissions and certificates, and say what to do. Needs no daemon", "quaymaster doctor -c quaymaster.yaml", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error { return s.doctor(ctx) },
 	)
 	c.Long = `Looks at this machine as the configuration needs it: the limits of the system, each port,
-files and folders, the running daemon, the kernel and the systemd unit. Everything that is
-not well comes with the command or line that mends it. Run it as root to see who holds what.
+files and folders, certificates and the names they are ordered for (looked up by DNS), the
+clock, the running daemon, the kernel and the systemd unit. Everything that is not well comes
+with the command or line that mends it. Run it as root to see who holds what.
 
 Nothing is changed. A port that no daemon of ours holds is bound for a moment, without
 listening, to see whether it could be had: a program that binds the same port in that

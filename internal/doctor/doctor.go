@@ -2,11 +2,12 @@
 //
 // It promises that every finding that is not ok names the object, what is wrong with it and the command or line that
 // mends it, and that one thing which cannot be looked at keeps nothing else from being looked at. It changes nothing,
-// signals nobody, contacts nothing but this host, and binds a port for no longer than the blink of ports.Probe.
+// signals nobody, contacts nothing but this host and its resolver, and binds a port for no longer than the blink of ports.Probe.
 package doctor
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -54,6 +55,8 @@ type Subject struct {
 
 	Root  string                             // where /proc, /sys and /etc stand; "" = "/"
 	Probe func(a plan.Addr) *ports.BindError // nil: ports.Probe
+
+	Lookup func(ctx context.Context, host string) ([]string, error) // nil: the system's resolver
 }
 
 // Running is what a daemon says of itself.
@@ -72,7 +75,6 @@ func Examine(s Subject) []Finding {
 	if x.Probe == nil {
 		x.Probe = ports.Probe
 	}
-	// What comes with later versions stands here as an area of its own: DNS, clock, engine, certificates (D11).
 	for _, area := range []struct {
 		name string
 		look func()
@@ -81,6 +83,9 @@ func Examine(s Subject) []Finding {
 		{"limits", x.limits},
 		{"ports", x.ports},
 		{"permissions", x.permissions},
+		{"certificates", x.certificates},
+		{"dns", x.dns},
+		{"clock", x.clock},
 		{"system", x.system},
 	} {
 		x.area = area.name

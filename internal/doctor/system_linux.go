@@ -61,3 +61,10 @@ func inodeOf(info fs.FileInfo) (string, bool) {
 	}
 	return fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino), true
 }
+
+// synchronised reports whether the kernel says that something keeps its clock right.
+func synchronised() (yes, known bool) {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	return state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0, err == nil
+}
