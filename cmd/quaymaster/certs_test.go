@@ -366,7 +366,7 @@ echo "== remove"; %[3]s trust --remove --socket %[4]s; echo "exit $?"
 ask removed
 certutil -L -d sql:$HOME/.pki/nssdb; certutil -L -d sql:$HOME/.mozilla/firefox/abc.default
 echo "== remove again"; %[3]s trust --remove --json --socket %[4]s; echo "exit $?"
-find /usr/local/share/ca-certificates -type f | wc -l
+find /usr/local/share/ca-certificates /etc/ssl -iname 'quaymaster*' | wc -l
 `, home, port, binary, q.sock)), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ import (
 func (s *shell) trustVerb() *cobra.Command {
 	var remove, print bool
 	c := verb(
-		"trust", "Make the programs of this machine trust the local CA, or no longer", "sudo quaymaster trust", cobra.NoArgs,
+		"trust", "Make the programs of this machine trust the local CA, or no longer", "quaymaster trust", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error { return s.trust(ctx, remove, print) },
 	)
 	c.Long = `Puts the root of the local CA (certificate: internal) into the store of the system, and into those

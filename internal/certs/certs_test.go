@@ -501,16 +501,23 @@ func TestPrepare_TenThousandNamesOfTheLocalCA(t *testing.T) {
 		t.Errorf("%d leaves were made that nobody asked for", made)
 	}
 	own := plan.CertSource{Kind: plan.CertInternal}
-	var wg sync.WaitGroup
+	one := x.local["n00007.test"]
+	one.mu.Lock() // somebody is making it
+	var wg, there sync.WaitGroup
 	for range 50 {
+		there.Add(1)
 		wg.Go(func() {
+			there.Done()
 			if _, err := c.Get(context.Background(), hello("n00007.test"), own); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+	there.Wait()
+	<-time.After(50 * time.Millisecond) // for most of them to wait
+	one.mu.Unlock()
 	wg.Wait()
-	if n := x.local["n00007.test"].made; n != 1 {
+	if n := one.made; n != 1 {
 		t.Errorf("fifty handshakes at once made %d leaves", n)
 	}
 	c.follow(t, nil, list[:9000]...)
