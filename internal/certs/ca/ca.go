@@ -52,7 +52,8 @@ type Options struct {
 
 // A CA signs leaves. Open it before the first.
 type CA struct {
-	o Options
+	o    Options
+	disk sync.Mutex // held by who writes; taken before mu
 
 	mu     sync.RWMutex // guards what follows
 	root   *pair        // nil: not opened, or not readable
@@ -162,45 +163,59 @@ func (c *CA) renew() error {
 	return nil
 }
 
-// Tend renews the intermediate in time and writes what is not on the disk yet. It is called now and then, by one
-// goroutine.
+// Tend renews the intermediate in time, looks again for a root that could not be used, and writes what is not on the disk
+// yet. It is called now and then.
 func (c *CA) Tend() error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.root == nil && c.fault == nil {
+		c.mu.Unlock()
 		return nil // nobody has opened it
 	}
-	if err := c.open(); err != nil {
+	err := c.open()
+	c.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	return c.keep()
 }
 
-// keep writes root and intermediate. mu is held.
+// keep writes root and intermediate. Leaves are signed meanwhile, however slow the disk is.
 func (c *CA) keep() error {
-	if !c.unkept || c.root == nil {
+	c.disk.Lock()
+	defer c.disk.Unlock()
+	c.mu.RLock()
+	root, inter, unkept := c.root, c.inter, c.unkept
+	c.mu.RUnlock()
+	if !unkept || root == nil {
 		return nil
 	}
+	text := root.pem()
 	have, err := c.o.Store.Read(RootFile)
-	text := c.root.pem()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = c.o.Store.Write(RootFile, text)
 	case err == nil && !bytes.Equal(have, text): // somebody has put theirs back in the meantime
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		c.root, c.inter, c.unkept = nil, nil, false
 		return c.open()
 	}
 	if err == nil {
-		err = c.o.Store.Write(IntermediateFile, c.inter.pem())
+		err = c.o.Store.Write(IntermediateFile, inter.pem())
 	}
 	if err == nil {
-		err = c.o.Store.Write(PublicFile, c.root.certPEM())
+		err = c.o.Store.Write(PublicFile, root.certPEM())
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if err != nil {
 		c.fault = fmt.Errorf("the local CA is in memory alone: %w", err)
 		return c.fault
 	}
-	c.unkept, c.fault = false, nil
+	if c.root == root {
+		c.fault = nil
+		c.unkept = c.inter != inter
+	}
 	return nil
 }
 
@@ -214,33 +229,39 @@ func (c *CA) Fault() error {
 // Root is the certificate that clients are to trust. It is an error while that is not safe on the disk: who trusts it
 // would trust nothing after a restart.
 func (c *CA) Root() (*x509.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.root == nil && c.public == nil && c.fault == nil {
-		return nil, ErrUnused
-	}
 	if err := c.keep(); err != nil {
 		return nil, err
 	}
-	if c.public == nil {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	switch {
+	case c.public != nil:
+		return c.public, nil
+	case c.fault != nil:
 		return nil, c.fault
 	}
-	return c.public, nil
+	return nil, ErrUnused
 }
 
 // ErrUnused says that no configuration has wanted the CA yet.
 var ErrUnused = errors.New("there is no local CA yet: no route has \"certificate: internal\"")
 
-// Leaf signs a certificate for a DNS name, "*.d" or an IP address, with a key of its own.
+// Leaf signs a certificate for a DNS name, "*.d" or an IP address, with a key of its own. It touches no disk.
 func (c *CA) Leaf(name string) (*tls.Certificate, error) {
 	c.mu.Lock()
-	err := c.open()
-	inter := c.inter
+	err := c.renew() // the machine may have slept
+	inter, fault := c.inter, c.fault
 	c.mu.Unlock()
-	if err != nil {
+	now := c.o.Now()
+	switch {
+	case err != nil:
 		return nil, err
+	case inter != nil && now.Before(inter.cert.NotAfter):
+		return inter.leaf(name, now)
+	case fault != nil:
+		return nil, fault
 	}
-	return inter.leaf(name, c.o.Now())
+	return nil, ErrUnused
 }
 
 // RenewAt is when two thirds of a certificate's life are over.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -101,6 +102,9 @@ func TestOpen_IsTheSameAfterARestart(t *testing.T) {
 	}
 	_ = first.o.Store.(*state.Dir).Close()
 	second := open(t, dir, k)
+	if err := second.Open(); err != nil {
+		t.Fatal(err)
+	}
 	leaf := must[*tls.Certificate](t)(second.Leaf("a.test"))
 	accepted(t, must[*x509.Certificate](t)(first.Root()), leaf, "a.test", k.now)
 	if !second.inter.cert.Equal(first.inter.cert) {
@@ -181,6 +185,9 @@ func TestD02_ARootThatCannotBeReadIsKeptAndSaid(t *testing.T) {
 			if err := os.WriteFile(file, whole, 0o600); err != nil { // the backup
 				t.Fatal(err)
 			}
+			if err := ca.Tend(); err != nil {
+				t.Error(err)
+			}
 			accepted(t, root, must[*tls.Certificate](t)(ca.Leaf("a.test")), "a.test", k.now)
 			if ca.Fault() != nil {
 				t.Errorf("mended: %v", ca.Fault())
@@ -225,6 +232,9 @@ func TestD02_AnIntermediateThatCannotBeReadIsMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	ca := open(t, dir, k)
+	if err := ca.Open(); err != nil {
+		t.Fatal(err)
+	}
 	accepted(t, root, must[*tls.Certificate](t)(ca.Leaf("a.test")), "a.test", k.now)
 	if ca.Fault() != nil {
 		t.Error(ca.Fault())
@@ -297,4 +307,51 @@ func TestKeep_ARootThatIsPutBackWins(t *testing.T) {
 		t.Fatal(err)
 	}
 	accepted(t, must[*x509.Certificate](t)(theirs.Root()), must[*tls.Certificate](t)(ca.Leaf("a.test")), "a.test", k.now)
+}
+
+// stuck is a store whose disk does not answer, from the first Write on.
+type stuck struct {
+	Store
+	once    sync.Once
+	writing chan struct{} // closed when one has begun
+	over    chan struct{} // until which it lasts
+}
+
+func (s *stuck) Write(name string, data []byte) error {
+	s.once.Do(func() { close(s.writing) })
+	<-s.over
+	return s.Store.Write(name, data)
+}
+
+func TestLeaf_WaitsForNoDisk(t *testing.T) {
+	k := start()
+	ca := open(t, t.TempDir(), k)
+	disk := &stuck{Store: ca.o.Store, writing: make(chan struct{}), over: make(chan struct{})}
+	ca.o.Store = disk
+	if err := ca.Open(); err != nil {
+		t.Fatal(err)
+	}
+	kept := make(chan error)
+	go func() {
+		err := ca.Tend()
+		kept <- err
+	}()
+	<-disk.writing
+	signed := make(chan error)
+	go func() {
+		_, err := ca.Leaf("a.test")
+		signed <- err
+	}()
+	select {
+	case err := <-signed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("a leaf waits for the disk")
+	}
+	close(disk.over)
+	if err := <-kept; err != nil {
+		t.Error(err)
+	}
 }
