@@ -22,8 +22,6 @@ type listener struct {
 	objectBy *ref
 	objectAt spot
 	fallback []plan.Addr
-	tunnels  bool           // all routes are tunnels without domains,
-	kind     plan.Protocols // and of this one kind
 }
 
 // listen makes the ports of what routes want.
@@ -73,25 +71,15 @@ func (l *load) listen(p *plan.Plan, routes []*ref) {
 func (l *load) want(byAddr map[plan.Addr]*listener, r *ref, w *wish) {
 	ln := byAddr[w.addr]
 	if ln == nil {
-		ln = &listener{addr: w.addr, ref: r, at: w.at, tunnels: true, kind: kindOf(r.route)}
+		ln = &listener{addr: w.addr, ref: r, at: w.at}
 		byAddr[w.addr] = ln
 	}
 	if n := len(ln.users); n == 0 || ln.users[n-1] != r.user {
 		ln.users = append(ln.users, r.user)
 	}
-	_, tunnel := r.route.Action.(plan.Tunnel)
-	ln.tunnels = ln.tunnels && tunnel && len(r.route.Match.Domains) == 0 && ln.kind == kindOf(r.route)
 	if w.object != nil {
 		l.policy(ln, r, w.at, w.object, w.fallback)
 	}
-}
-
-// kindOf is what a tunnel carries.
-func kindOf(r *plan.Route) plan.Protocols {
-	if r.Match.Protocols == 0 && r.TLS != nil {
-		return plan.ProtoTLS
-	}
-	return r.Match.Protocols & plan.ConnProtocols
 }
 
 // policy gives a listener the policy of a port object. Two that differ are a contradiction.
@@ -119,7 +107,6 @@ func (l *load) swallow(byAddr map[plan.Addr]*listener, list []*listener) []*list
 			continue
 		}
 		into.users = sorted(append(into.users, ln.users...), strings.Compare)
-		into.tunnels = into.tunnels && ln.tunnels && into.kind == ln.kind
 		if ln.object != nil {
 			l.policy(into, ln.objectBy, ln.objectAt, ln.object, ln.fallback)
 		}
@@ -146,8 +133,6 @@ func (l *load) port(ln *listener) *plan.Port {
 	port := &plan.Port{
 		Addr: ln.addr, Fallback: ln.fallback, Users: ln.users,
 		Policy: plan.PortPolicy{OnBusy: g.OnBusy, GiveUpAfter: time.Duration(g.GiveUpAfter), TakeOver: g.TakeOver, ReusePort: g.ReusePort},
-		// TLS always shows what it is with the first bytes, and a plain client there is better told so.
-		Tunnel: ln.tunnels && ln.kind != plan.ProtoTLS,
 	}
 	if o := ln.object; o != nil {
 		if o.OnBusy != nil {

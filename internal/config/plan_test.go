@@ -11,14 +11,11 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
-// portsOf prints the ports of a plan: address, users and whether it is a tunnel.
+// portsOf prints the ports of a plan: address and users.
 func portsOf(p *plan.Plan) string {
 	var b strings.Builder
 	for _, port := range p.Ports {
 		fmt.Fprintf(&b, "%s[%s]", port.Addr, strings.Join(port.Users, ","))
-		if port.Tunnel {
-			b.WriteString(" tunnel")
-		}
 		if len(port.Fallback) > 0 {
 			fmt.Fprintf(&b, " else %v", port.Fallback)
 		}
@@ -57,9 +54,9 @@ func TestPorts(t *testing.T) {
 			"routes:\n" + web("a", `{port: "127.0.0.1:80", fallback: ["8080-8081", "0.0.0.0:9090"]}`),
 			"127.0.0.1:80[route a] else [127.0.0.1:8080 127.0.0.1:8081 0.0.0.0:9090]\n",
 		},
-		"nothing but tcp":          {"routes:\n" + tunnel("a", "ports: [80], protocols: [tcp]"), ":80[route a] tunnel\n"},
-		"tcp split by client":      {"routes:\n" + tunnel("a", "ports: [80], protocols: [tcp], client_ips: [10.0.0.1]") + tunnel("b", "ports: [80], protocols: [tcp]"), ":80[route a,route b] tunnel\n"},
-		"nothing but ssh":          {"routes:\n" + tunnel("a", "ports: [80], protocols: [ssh]"), ":80[route a] tunnel\n"},
+		"nothing but tcp":          {"routes:\n" + tunnel("a", "ports: [80], protocols: [tcp]"), ":80[route a]\n"},
+		"tcp split by client":      {"routes:\n" + tunnel("a", "ports: [80], protocols: [tcp], client_ips: [10.0.0.1]") + tunnel("b", "ports: [80], protocols: [tcp]"), ":80[route a,route b]\n"},
+		"nothing but ssh":          {"routes:\n" + tunnel("a", "ports: [80], protocols: [ssh]"), ":80[route a]\n"},
 		"ssh and tcp must be told": {"routes:\n" + tunnel("a", "ports: [80], protocols: [ssh]") + tunnel("b", "ports: [80], protocols: [tcp]"), ":80[route a,route b]\n"},
 		"tls shows its name":       {"routes:\n" + tunnel("a", "ports: [80], protocols: [tls], domains: [a.b]"), ":80[route a]\n"},
 		"tls for any name":         {"routes:\n- {name: a, match: {ports: [80]}, action: {targets: [\"a:1\"], tls: {mode: passthrough}}}\n", ":80[route a]\n"},
@@ -138,7 +135,7 @@ ssh_routes:
 		}
 	}
 	want := "0.0.0.0:80[by_name]\n0.0.0.0:443[by_name]\n0.0.0.0:2222[by_name,route ssh-2222]\n"
-	if got := portsOf(p); got != ":22[route ssh-22] tunnel\n"+want {
+	if got := portsOf(p); got != ":22[route ssh-22]\n"+want {
 		t.Errorf("ports\n%s", got)
 	}
 	if _, ok := p.Route(ByNameRoute).Action.(plan.ByName); !ok {

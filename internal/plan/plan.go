@@ -156,7 +156,6 @@ type Port struct {
 	Policy   PortPolicy
 	Proxy    *ProxyProtocol // nil: no PROXY header is read
 	Users    []string       // who wants it, sorted: "route api", "by_name"; for people, not for matching
-	Tunnel   bool           // every route here is a tunnel without domains: nothing is sniffed, the server may speak first
 }
 
 // PortPolicy says what happens when a port is busy.
