@@ -64,12 +64,18 @@ func (c *sealed) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// ReadNow reads what is there and waits for nothing.
+func (c *sealed) ReadNow(p []byte) (int, error) {
+	c.under.Now(true)
+	n, err := c.Read(p)
+	c.under.Now(false)
+	return n, err
+}
+
 // quiet reports whether the target has neither ended the connection nor said anything on its own that is more than TLS's
 // own affairs: session tickets and new keys may come at any time. It does not wait.
 func (c *sealed) quiet() bool {
-	c.under.Now(true)
-	n, err := c.Conn.Read(c.byte1[:])
-	c.under.Now(false)
+	n, err := c.ReadNow(c.byte1[:])
 	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 

@@ -12,12 +12,20 @@ import (
 // direct is how much must be wanted, and to come, for a chunk to be read around the buffer.
 const direct = 2 << 10
 
+// fullRecord is what one record of TLS holds at most: where as much came, more may be there.
+const fullRecord = 16 << 10
+
+// eager is a connection that can be asked for what it can give without waiting: os.ErrDeadlineExceeded when that is
+// nothing. One of TLS gives a record at a time, and moving many together is cheaper.
+type eager interface{ ReadNow(p []byte) (int, error) }
+
 // BodyReader is the Body of an HTTP/1 message. The zero value is an empty body.
 //
 // It has no lock: reading belongs to one goroutine. Done, Handed and Deadline may be called from another one meanwhile,
 // and a deadline in the past ends a Read that waits.
 type BodyReader struct {
 	c      net.Conn
+	eager  eager // c, where it is one
 	buf    *Buffer
 	f      Framing
 	left   int64 // of the body, or of the chunk
@@ -40,6 +48,9 @@ func (r *BodyReader) Reset(c net.Conn, buf *Buffer, f Framing, n int64, onRead f
 	if r.clock == nil || r.clock.c != c {
 		r.own.Start(c, false)
 		r.clock = &r.own
+	}
+	if r.c != c {
+		r.eager, _ = c.(eager)
 	}
 	r.c, r.buf, r.f, r.left, r.err, r.onRead = c, buf, f, n, nil, onRead
 	r.stall = 0
@@ -73,7 +84,7 @@ func (r *BodyReader) Handed() bool { return r.handed.Load() }
 // Release forgets connection and buffer, so that a pooled reader holds on to neither.
 func (r *BodyReader) Release() {
 	r.open.Store(false)
-	r.c, r.buf, r.onRead, r.clock, r.own.c, r.f = nil, nil, nil, nil, nil, NoBody
+	r.c, r.eager, r.buf, r.onRead, r.clock, r.own.c, r.f = nil, nil, nil, nil, nil, nil, NoBody
 }
 
 // Read implements Body. The end comes together with the last bytes wherever it can be known.
@@ -140,6 +151,11 @@ func (r *BodyReader) wait(p []byte) (int, error) {
 	for {
 		n, err := r.c.Read(p)
 		if n > 0 || err == nil {
+			for full := n == fullRecord; full && r.eager != nil && n < len(p); {
+				m, err := r.eager.ReadNow(p[n:]) // whatever is wrong, the next Read says it too
+				n += m
+				full = m == fullRecord && err == nil
+			}
 			return n, nil
 		}
 		if errors.Is(err, io.EOF) {
