@@ -48,6 +48,11 @@ func become(spec io.Reader, link int) error {
 	if err := closeRest(link + 1); err != nil {
 		return err
 	}
+	if s.Group != "" {
+		if err := enter(s.Group); err != nil {
+			return err
+		}
+	}
 	if n := s.NoFile; n != nil {
 		limit := &syscall.Rlimit{}
 		setLimit(limit, n.Soft, n.Hard)
@@ -76,6 +81,17 @@ func become(spec io.Reader, link int) error {
 		return fmt.Errorf("exec %s: its arguments and environment are longer than the system takes", path)
 	}
 	return fmt.Errorf("exec %s: %w", path, err)
+}
+
+// enter enters a control group, with all threads.
+func enter(group string) error {
+	f, err := os.OpenFile(filepath.Join(group, "cgroup.procs"), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	_, err = f.WriteString("0")
+	return err
 }
 
 // switchUser is for good: afterwards there is no way back.

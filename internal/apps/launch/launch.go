@@ -48,6 +48,7 @@ type Spec struct {
 	Dir     string   `json:"dir,omitempty"`
 	User    *User    `json:"user,omitempty"`   // nil: as we are
 	NoFile  *NoFile  `json:"nofile,omitempty"` // nil: as we were started
+	Group   string   `json:"group,omitempty"`  // folder of the control group that it enters first; "": it stays in ours
 
 	Sockets []Socket `json:"sockets,omitempty"`
 	In      int      `json:"-"` // descriptors of ours, that stay ours; -1: /dev/null

@@ -1,0 +1,128 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// Check names what would keep an app from starting.
+func (r *Runner) Check(_ context.Context, a *plan.App) []error {
+	var errs []error
+	fault := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(a.Command) == 0 {
+		return []error{errors.New("it has no command; write command: [PROGRAM, ARGUMENT]")}
+	}
+	fault(checkUser(a))
+	fault(checkDir(a.Dir))
+	fault(checkProgram(a))
+	for _, name := range a.EnvRequired {
+		if !has(a, name) {
+			fault(fmt.Errorf("%s is not set; set it under env, or write inherit_env: true and set it for quaymaster", name))
+		}
+	}
+	return errs
+}
+
+func checkUser(a *plan.App) error {
+	if a.User == "" {
+		if os.Geteuid() == 0 {
+			return errors.New("quaymaster runs as root, and it would too; write user: NAME, or user: root where that is meant")
+		}
+		return nil
+	}
+	u, err := lookUp(a.User)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 && u.other() {
+		return fmt.Errorf("only root may run it as user %s, and quaymaster runs as user %d; leave user out, or run quaymaster as root", a.User, os.Geteuid())
+	}
+	return nil
+}
+
+func checkDir(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return fmt.Errorf("its folder cannot be used: %w", err)
+	case !info.IsDir():
+		return fmt.Errorf("dir %s is no folder", dir)
+	}
+	return nil
+}
+
+// checkProgram looks for the program, where that can be done before the start.
+func checkProgram(a *plan.App) error {
+	name := a.Command[0]
+	if strings.Contains(name, "${") {
+		return nil
+	}
+	if strings.Contains(name, "/") {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(a.Dir, name)
+		}
+		return executable(name)
+	}
+	path := os.Getenv("PATH")
+	if path == "" {
+		path = defaultPath
+	}
+	for _, v := range a.Env {
+		if v.Name == "PATH" {
+			path = v.Value
+		}
+	}
+	var found error
+	for _, dir := range filepath.SplitList(path) {
+		if !filepath.IsAbs(dir) {
+			continue
+		}
+		err := executable(filepath.Join(dir, name))
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			found = err
+		}
+	}
+	if found != nil {
+		return found
+	}
+	return fmt.Errorf("there is no program %s in PATH=%s; install it, or write its whole path", name, path)
+}
+
+func executable(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("its program cannot be used: %w", err)
+	case info.IsDir():
+		return fmt.Errorf("%s is a folder, not a program", path)
+	case info.Mode()&0o111 == 0:
+		return fmt.Errorf("%s is not executable; chmod +x %s", path, path)
+	}
+	return nil
+}
+
+// has reports whether a variable is set for an app.
+func has(a *plan.App, name string) bool {
+	if slices.ContainsFunc(a.Env, func(v plan.EnvVar) bool { return v.Name == name }) {
+		return true
+	}
+	_, ours := os.LookupEnv(name)
+	return a.InheritEnv && ours
+}
