@@ -1,11 +1,13 @@
 package acmetest
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -158,4 +160,37 @@ func (p *Primary) answer(m *dns.Msg, q dns.Question) {
 			Ns:  "ns." + p.Zone, Mbox: "hostmaster." + p.Zone, Serial: 1, Refresh: 1, Retry: 1, Expire: 1, Minttl: 1,
 		})
 	}
+}
+
+// Update adds a TXT record at a Primary, or removes it.
+func Update(server string, add bool, name, value string) error {
+	m := new(dns.Msg)
+	m.SetUpdate(dns.Fqdn(zoneOf(server, name)))
+	rr := []dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: dns.Fqdn(name), Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 1}, Txt: []string{value}}}
+	if add {
+		m.Insert(rr)
+	} else {
+		m.Remove(rr)
+	}
+	m.SetTsig(KeyName, dns.HmacSHA256, 300, time.Now().Unix())
+	c := &dns.Client{Net: "tcp", TsigSecret: map[string]string{KeyName: KeySecret}}
+	reply, _, err := c.Exchange(m, server)
+	if err != nil {
+		return err
+	}
+	if reply.Rcode != dns.RcodeSuccess {
+		return fmt.Errorf("update: %s", dns.RcodeToString[reply.Rcode])
+	}
+	return nil
+}
+
+// zoneOf asks which zone has a name.
+func zoneOf(server, name string) string {
+	m := new(dns.Msg)
+	m.SetQuestion(dns.Fqdn(name), dns.TypeSOA)
+	reply, _, err := new(dns.Client).Exchange(m, server)
+	if err != nil || len(reply.Ns) == 0 {
+		return name
+	}
+	return reply.Ns[0].Header().Name
 }
