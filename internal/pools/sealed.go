@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/wire"
@@ -23,6 +24,8 @@ type sealed struct {
 	exact    bool
 	verified bool
 	byte1    [1]byte
+	held     bool // Await has read byte1
+	readable func(fd uintptr) bool
 }
 
 var errCutShort = fmt.Errorf("TLS ended without a close_notify: %w", io.ErrUnexpectedEOF)
@@ -57,6 +60,11 @@ func (p *Pool) seal(ctx context.Context, m *Member, nc net.Conn, hello []byte) (
 
 // Read implements net.Conn.
 func (c *sealed) Read(p []byte) (int, error) {
+	if c.held && len(p) > 0 {
+		c.held, p[0] = false, c.byte1[0]
+		n, _ := c.ReadNow(p[1:]) // whatever is wrong, the next Read says it too
+		return 1 + n, nil
+	}
 	n, err := c.Conn.Read(p)
 	if c.exact && err != nil && errors.Is(err, io.EOF) && c.under.Ended() {
 		err = errCutShort
@@ -64,8 +72,36 @@ func (c *sealed) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Await waits until Read has something to say, and holds no buffer of the reader's meanwhile. That bytes came is not
+// enough: they may be a part of a record, or none of the target's.
+func (c *sealed) Await() error {
+	raw, err := c.under.SyscallConn()
+	if err != nil || c.held {
+		return nil //nolint:nilerr // Read waits
+	}
+	if c.readable == nil {
+		c.readable = func(fd uintptr) bool {
+			var b [1]byte
+			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			return err != syscall.EAGAIN
+		}
+	}
+	for {
+		n, err := c.ReadNow(c.byte1[:])
+		if c.held = n > 0; c.held || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err := raw.Read(c.readable); err != nil {
+			return err
+		}
+	}
+}
+
 // ReadNow reads what is there and waits for nothing.
 func (c *sealed) ReadNow(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	c.under.Now(true)
 	n, err := c.Read(p)
 	c.under.Now(false)

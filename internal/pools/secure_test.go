@@ -622,3 +622,45 @@ func TestAReusedTLSExchangeAllocatesLittle(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// Waiting without a buffer ends with bytes of the target's own, its end, or a deadline; nothing is lost by it.
+func TestWaitingForATLSTarget(t *testing.T) {
+	ps, accept := sealedScript(t, tls.VersionTLS13)
+	srv := make(chan *tls.Conn, 1)
+	go func() {
+		c := accept()
+		if err := c.Handshake(); err != nil {
+			t.Error(err)
+		}
+		srv <- c
+	}()
+	var s Stream
+	must(t, ps.Pool("web").Open(&Ask{}, &s))
+	defer s.Close(false)
+	c, far := s.c.tls, <-srv
+
+	must(t, c.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+	if err := c.Await(); !errors.Is(err, os.ErrDeadlineExceeded) { // session tickets came, and are nothing to read
+		t.Fatalf("waited for nothing: %v", err)
+	}
+	must(t, c.SetReadDeadline(time.Time{}))
+	for _, text := range []string{"x", "hello", strings.Repeat("many records ", 10_000)} {
+		go func() { _, _ = io.WriteString(far, text) }()
+		got := make([]byte, len(text))
+		for n := 0; n < len(got); {
+			must(t, c.Await())
+			must(t, c.Await()) // twice is no harm
+			m, err := c.Read(got[n:])
+			must(t, err)
+			n += m
+		}
+		if string(got) != text {
+			t.Fatalf("other bytes came for %d", len(text))
+		}
+	}
+	must(t, far.Close())
+	must(t, c.Await())
+	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %d, %v", n, err)
+	}
+}

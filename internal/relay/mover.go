@@ -37,6 +37,7 @@ var errLeave = errors.New("relay: leave")
 type mover struct {
 	src, dst net.Conn
 	in, out  syscall.RawConn // nil where the end is no kernel socket
+	waits    awaiter         // src, where it is none and can be waited for without a buffer
 	watch    watch
 	act      *Activity
 	count    *atomic.Int64
@@ -67,6 +68,9 @@ type watch interface {
 	readExpired(m *mover) error
 	writeExpired(m *mover) error
 }
+
+// An awaiter waits until Read has something to say; os.ErrDeadlineExceeded is as of Read.
+type awaiter interface{ Await() error }
 
 func newMover() *mover {
 	m := new(mover)
@@ -118,6 +122,9 @@ func (m *mover) start(src, dst net.Conn, in, out syscall.RawConn, w watch, act *
 	m.left, m.last = -1, clock()
 	if in == nil || out == nil {
 		m.full = noSplice
+	}
+	if in == nil {
+		m.waits, _ = src.(awaiter)
 	}
 }
 
@@ -171,6 +178,12 @@ func (m *mover) awaitOnce() error {
 			return err
 		}
 		return m.errno
+	}
+	if m.waits != nil {
+		m.dropBuffer()
+		if err := m.waits.Await(); err != nil {
+			return err
+		}
 	}
 	if m.buf == nil {
 		m.buf = buffers.Get().(*buffer)

@@ -79,6 +79,14 @@ type stream struct {
 	cut      atomic.Bool
 }
 
+// Await waits for something to read without a buffer, where the body knows how.
+func (s *stream) Await() error {
+	if w, ok := s.body.(awaiter); ok {
+		return w.Await()
+	}
+	return nil
+}
+
 func (s *stream) Read(p []byte) (int, error) { return s.body.Read(p) }
 
 // Write sends p at once. What a sink did not take in time it never takes.

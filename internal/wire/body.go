@@ -171,6 +171,24 @@ func (r *BodyReader) wait(p []byte) (int, error) {
 	}
 }
 
+// Await waits until Read has something to say, and holds no buffer meanwhile where the connection can be waited for
+// without one. After a deadline it returns os.ErrDeadlineExceeded.
+func (r *BodyReader) Await() error {
+	w, ok := r.c.(interface{ Await() error })
+	if !ok || !r.open.Load() || r.err != nil || r.Buffered() > 0 {
+		return nil
+	}
+	for {
+		err := w.Await()
+		switch {
+		case err == nil || !errors.Is(err, os.ErrDeadlineExceeded):
+			return nil // whatever is wrong, Read says it
+		case !r.clock.Early(err):
+			return os.ErrDeadlineExceeded
+		}
+	}
+}
+
 // cutOff tells the end of the connection from the end of the body.
 func cutOff(err error) error {
 	if errors.Is(err, io.EOF) {
