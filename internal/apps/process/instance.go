@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -107,7 +108,9 @@ func (i *instance) end() bool {
 		}
 		rest := i.rest()
 		if len(rest) == 0 {
-			return true
+			if rest = i.rest(); len(rest) == 0 { // twice: one may have been born while the first look was on
+				return true
+			}
 		}
 		i.mu.Lock()
 		kill := i.kill || !i.signed.IsZero() && time.Now().After(i.signed)
@@ -125,7 +128,14 @@ func (i *instance) end() bool {
 }
 
 // rest are the processes of the instance that still run, without the leader once it has ended.
-func (i *instance) rest() []proc { return i.r.table.members(i.leader, &i.group) }
+func (i *instance) rest() []proc {
+	list := i.r.table.members(i.leader, &i.group)
+	if !i.leader.strict {
+		return list
+	}
+	inside := i.group.pids()
+	return slices.DeleteFunc(list, func(p proc) bool { return !slices.Contains(inside, p.pid) && !holds(p.pid, i.pipes.paths()) })
+}
 
 // signal sends a signal to the whole instance.
 func (i *instance) signal(s syscall.Signal, rest []proc) {

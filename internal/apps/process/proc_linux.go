@@ -202,13 +202,17 @@ func membersOf(all map[int]proc, l *leader, g *group) []proc {
 	p, there := all[l.pid]
 	foreign := there && p.begun != l.begun // the number is another's, which it cannot be while anybody has it as his group
 	var out []proc
-	for _, p := range all {
-		ours := slices.Contains(inside, p.pid)
-		if !ours && !foreign && (p.group == l.pid || p.session == l.pid) {
-			ours = !l.strict || g.holds(p.pid)
+	for _, pid := range inside {
+		if _, old := all[pid]; !old {
+			if p, ok := readProc(pid); ok && !p.dead {
+				out = append(out, p)
+			}
 		}
+	}
+	for _, p := range all {
+		_, ours := slices.BinarySearch(inside, p.pid)
 		switch {
-		case !ours:
+		case !ours && (foreign || p.group != l.pid && p.session != l.pid):
 		case p.dead && p.parent == os.Getpid() && p.pid != l.pid:
 			_, _ = syscall.Wait4(p.pid, nil, syscall.WNOHANG, nil)
 		case !p.dead:
@@ -270,6 +274,24 @@ func listening(leader int, members []proc) ([]uint16, error) {
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil
+}
+
+// holds reports whether a process has one of these files open.
+func holds(pid int, paths []string) bool {
+	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
+	list, _ := os.ReadDir(dir)
+	for _, path := range paths {
+		want, err := os.Lstat(path)
+		if err != nil {
+			continue
+		}
+		for _, e := range list {
+			if has, err := os.Stat(filepath.Join(dir, e.Name())); err == nil && os.SameFile(has, want) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // widen lets a pipe hold more.

@@ -81,6 +81,8 @@ func (t *table) stats(*leader, *group) (run.Stats, error) { return run.Stats{}, 
 
 func listening(int, []proc) ([]uint16, error) { return nil, errNoTable }
 
+func holds(int, []string) bool { return false }
+
 func widen(*os.File) {}
 
 // groups are the control groups that apps get: none here.
@@ -100,6 +102,7 @@ func (g *groups) known(string) group { return group{} }
 // group is one control group; the zero value is none.
 type group struct{ path string }
 
-func (g *group) kill()     {}
-func (g *group) oom() bool { return false }
-func (g *group) remove()   {}
+func (g *group) pids() []int { return nil }
+func (g *group) kill()       {}
+func (g *group) oom() bool   { return false }
+func (g *group) remove()     {}
