@@ -219,7 +219,9 @@ func (b *builder) port(members []member) *Port {
 	}
 	p.conn.link(b.yield)
 	b.fill(&p.request, members, plainStage)
-	b.fill(&p.secure, members, secureStage)
+	if p.hasSecure {
+		b.fill(&p.secure, members, secureStage)
+	}
 	return p
 }
 
