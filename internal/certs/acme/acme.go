@@ -93,6 +93,7 @@ type Issuer struct {
 	o       Options
 	answers answer.Table
 	gate    *demand.Gate
+	store   store
 	metrics *metrics
 	wake    chan struct{} // holds one: there may be something to do
 	up      chan struct{} // closed once Run has begun
@@ -146,7 +147,7 @@ func New(o Options) *Issuer {
 		o.Staging = map[string]string{letsEncrypt: letsEncryptStaging}
 	}
 	a := &Issuer{
-		o: o, wake: make(chan struct{}, 1), up: make(chan struct{}), flights: map[string]*flight{},
+		o: o, store: folder{o.State}, wake: make(chan struct{}, 1), up: make(chan struct{}), flights: map[string]*flight{},
 		gate: demand.New(demand.Options{Log: o.Log, Store: o.State, Now: o.Clock.Now}),
 	}
 	a.metrics = newMetrics(o.Registry, func() float64 { return float64(a.answers.Len()) })

@@ -3,7 +3,6 @@ package acme
 import (
 	"context"
 	"crypto/tls"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -111,7 +110,7 @@ func (e *entry) status(a *Issuer, now time.Time) State {
 	}
 	if e.rec != nil {
 		s.Issuer = authority.Host(e.rec.Directory)
-		s.File = filepath.Join(a.o.State.Path(), certFile(e.name))
+		s.File = a.store.Where(certFile(e.name))
 		if s.Challenge == "" {
 			s.Challenge = e.rec.Challenge
 		}
@@ -136,7 +135,7 @@ func (e *entry) status(a *Issuer, now time.Time) State {
 	return s
 }
 
-// wake tells those who wait for the end of an order. a.mu is held.
+// release tells those who wait for the end of an order. a.mu is held.
 func (e *entry) release() {
 	if e.done != nil {
 		close(e.done)

@@ -114,7 +114,7 @@ func (a *Issuer) settings(set *plan.ACME) {
 			}
 		}
 		return authority.New(i, authority.Options{
-			Log: a.o.Log, Store: a.o.State, Roots: a.roots.pool, Trust: a.roots.digest, Now: a.o.Clock.Now,
+			Log: a.o.Log, Store: a.store, Roots: a.roots.pool, Trust: a.roots.digest, Now: a.o.Clock.Now,
 		})
 	}
 	a.cas, a.staging = nil, map[string]*authority.CA{}

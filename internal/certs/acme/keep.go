@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -81,7 +80,7 @@ func (a *Issuer) read(name string) *entry {
 
 // readJSON leaves v alone when there is no such file.
 func (a *Issuer) readJSON(file string, v any) error {
-	raw, err := a.o.State.Read(file)
+	raw, err := a.store.Read(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -97,18 +96,18 @@ func (a *Issuer) save(rec *kept) error {
 	if err != nil {
 		return err
 	}
-	return a.o.State.Write(certFile(rec.Name), raw)
+	return a.store.Write(certFile(rec.Name), raw)
 }
 
 // note writes a schedule. One that cannot be written costs no order: it counts for as long as we run.
 func (a *Issuer) note(name string, s schedule) {
 	var err error
 	if s == (schedule{}) {
-		err = a.o.State.Remove(tryFile(name))
+		err = a.store.Remove(tryFile(name))
 	} else {
 		var raw []byte
 		if raw, err = json.Marshal(s); err == nil {
-			err = a.o.State.Write(tryFile(name), raw)
+			err = a.store.Write(tryFile(name), raw)
 		}
 	}
 	if err != nil {
@@ -117,7 +116,7 @@ func (a *Issuer) note(name string, s schedule) {
 }
 
 func (a *Issuer) storeFault() string {
-	if err := a.o.State.Fault(); err != nil {
+	if err := a.store.Fault(); err != nil {
 		return err.Error()
 	}
 	return "it could not be written"
@@ -125,24 +124,21 @@ func (a *Issuer) storeFault() string {
 
 // sweep removes the files of names that nobody wants and whose certificates ended long ago.
 func (a *Issuer) sweep() {
-	files, err := os.ReadDir(a.o.State.Path())
+	files, err := a.store.List(certPrefix)
 	if err != nil {
 		return // it says so wherever something is read or written
 	}
 	dead := a.o.Clock.Now().Add(-keepDead)
 	for _, f := range files {
-		if !strings.HasPrefix(f.Name(), certPrefix) {
-			continue
-		}
 		rec := &kept{}
-		if a.readJSON(f.Name(), rec) != nil || rec.Name == "" || certFile(rec.Name) != f.Name() || (*a.index.Load())[rec.Name] != nil {
+		if a.readJSON(f, rec) != nil || rec.Name == "" || certFile(rec.Name) != f || (*a.index.Load())[rec.Name] != nil {
 			continue
 		}
 		c, err := authority.Parse([]byte(rec.Chain), []byte(rec.Key))
 		if err != nil || c.Leaf.NotAfter.After(dead) {
 			continue
 		}
-		if err := errors.Join(a.o.State.Remove(f.Name()), a.o.State.Remove(tryFile(rec.Name))); err != nil {
+		if err := errors.Join(a.store.Remove(f), a.store.Remove(tryFile(rec.Name))); err != nil {
 			a.o.Log.Error("an old certificate cannot be removed", "host", rec.Name, "err", err)
 			return
 		}

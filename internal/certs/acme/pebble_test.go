@@ -55,7 +55,7 @@ func newScene(t testing.TB, o acmetest.Options) *scene {
 
 func (s *scene) run(t testing.TB, o Options, names ...string) *rig {
 	t.Helper()
-	s.rig = run(t, s.front, s.dir, o, s.set, auto(names...)...)
+	s.rig = run(t, s.front.issuer.Store, s.dir, o, s.set, auto(names...)...)
 	return s.rig
 }
 

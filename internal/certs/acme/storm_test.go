@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -96,6 +97,10 @@ func TestT05_RetryAfterIsHonouredAndKeptOverRestarts(t *testing.T) {
 	if got := r.Get("old.example.com"); got == nil || got.Leaf.SerialNumber.Cmp(serial) != 0 {
 		t.Error("the old certificate does not serve")
 	}
+	r.until("an event for each", func() bool {
+		got := r.seenEvents()
+		return len(got) == 2 && slices.Contains(got, "certificate.failing a.example.com")
+	})
 	asked := stub.Count("order")
 	r.stop()
 	r = run(t, nil, dir, Options{Clock: c}, stubSet(stub), auto("a.example.com", "old.example.com")...)

@@ -38,27 +38,22 @@ func (c *Check) Wait(ctx context.Context, r Record) error {
 	if every <= 0 {
 		every = checkEvery
 	}
-	ctx, cancel := context.WithTimeout(ctx, most)
+	ctx, cancel := context.WithTimeout(ctx, most+queryTime) // a look is not cut short by the end of the time
 	defer cancel()
+	over := time.NewTimer(most)
+	defer over.Stop()
 	pause := time.NewTicker(every)
 	defer pause.Stop()
-	var missing error // what was seen last
 	for {
-		now, err := c.missing(ctx, r)
-		switch {
-		case err != nil && ctx.Err() == nil:
+		missing, err := c.missing(ctx, r)
+		if err != nil || missing == nil {
 			return err
-		case err == nil && now == nil:
-			return nil
-		case missing == nil || ctx.Err() == nil: // a look that the end of the time cut short says nothing
-			missing = errors.Join(now, err)
 		}
 		select {
 		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return fmt.Errorf("TXT %s was not to be seen everywhere within %v: %w", r.Name, most, missing)
-			}
 			return ctx.Err()
+		case <-over.C:
+			return fmt.Errorf("TXT %s was not to be seen everywhere within %v: %w", r.Name, most, missing)
 		case <-pause.C:
 		}
 	}
