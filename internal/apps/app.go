@@ -170,6 +170,10 @@ func (a *app) own() {
 		}
 		for _, f := range a.box.take() {
 			f()
+			if a.s.life.Err() != nil { // it may have rested for long
+				a.close()
+				return
+			}
 		}
 		if a.frozen != nil {
 			a.frozen()

@@ -28,7 +28,7 @@ type Lease interface {
 	Release(ctx context.Context) error // it is wanted no more
 }
 
-// Ports leases ports. A *run.PortError says that somebody else has the port of the app.
+// Ports leases ports. A *run.PortError says that somebody else has the port of the app or, with port 0, that none is left.
 type Ports interface {
 	Lease(ctx context.Context, app string, another bool) (Lease, error)
 	Release(ctx context.Context, app string) error // by name; no error where there is none

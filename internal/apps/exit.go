@@ -69,24 +69,32 @@ func (a *app) portTaken(e *run.PortError) {
 		return
 	}
 	a.busy++
-	text := fmt.Sprintf("port %d is taken", e.Port)
-	if a.s.opt.Holder != nil {
-		if who := a.s.opt.Holder(e.Port); who != "" {
-			text += " by " + who
-		}
-	}
+	text := a.taken(e)
 	switch {
 	case a.want.OnPortBusy == "fail":
-		a.fail(text + " (" + e.Text + "); free it, or write another one, then \"quaymaster apps start " + a.name + "\"")
-	case a.want.OnPortBusy == "next" && a.want.Port == 0 && a.want.Socket != "unix" && a.busy <= busyPorts:
+		a.fail(text + "; free it, or write another one, then \"quaymaster apps start " + a.name + "\"")
+	case a.want.OnPortBusy == "next" && e.Port != 0 && a.want.Port == 0 && a.want.Socket != "unix" && a.busy <= busyPorts:
 		a.anew = true
 		a.s.opt.Log.Warn("app goes to another port", "app", a.name, "port", e.Port, "reason", text)
 		a.s.opt.Events("app.port_taken", a.name, text)
 	default:
 		pause := min(busyFirst<<min(a.busy-1, 10), busyMost)
 		a.pause = time.Now().Add(pause)
-		a.why = text + " (" + e.Text + "); next start in " + span(pause)
+		a.why = text + "; next start in " + span(pause)
 	}
+}
+
+// taken says which port somebody else has, and who.
+func (a *app) taken(e *run.PortError) string {
+	if e.Port == 0 { // there is none left
+		return e.Text
+	}
+	if a.s.opt.Holder != nil {
+		if who := a.s.opt.Holder(e.Port); who != "" {
+			return fmt.Sprintf("port %d is taken by %s", e.Port, who)
+		}
+	}
+	return fmt.Sprintf("port %d is taken (%s)", e.Port, e.Text)
 }
 
 // fail is for good until somebody changes something.

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quaymaster/quaymaster/internal/apps/run"
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
@@ -76,6 +78,8 @@ type launched struct {
 	lease Lease
 	at    plan.Addr
 	sock  *socket // that was opened for it
+	// listens: a socket of ours has the port
+	listens bool
 }
 
 // launch begins an instance.
@@ -86,7 +90,7 @@ func (a *app) launch(another bool) *instance {
 	a.aside(func(life context.Context) {
 		l := &launched{}
 		err := a.begin(ctx, i.tap, spec, another, sock, l)
-		if err != nil && l.lease != nil {
+		if err != nil && l.lease != nil && !l.listens {
 			_ = l.lease.Reclaim(life) // one that is busy says so where leases are listed
 		}
 		a.post(func() { a.begun(i, l, err) })
@@ -110,10 +114,14 @@ func (a *app) begin(ctx context.Context, out run.Output, spec *plan.App, another
 	if spec.Socket == "fd" {
 		if sock == nil || sock.at != l.at {
 			var err error
-			if sock, err = a.listen(st, l.at); err != nil {
+			if sock, err = a.listen(ctx, st, l.at); err != nil {
 				return err
 			}
 			l.sock = sock
+		}
+		l.listens = true
+		if err := unix.SetNonblock(sock.fd, false); err != nil { // the app before may have made it non-blocking
+			return err
 		}
 		st.Listener, st.Handoff = sock.fd, func() error { return nil }
 	}
@@ -144,16 +152,31 @@ func (a *app) place(ctx context.Context, spec *plan.App, another bool, st *run.S
 	return nil
 }
 
+// listenWithin is how long a port that was ours may still be busy: a program that is being started has a copy of every
+// descriptor until it is what it is to be.
+const listenWithin = 500 * time.Millisecond
+
 // listen opens the socket of an app.
-func (a *app) listen(st *run.Start, at plan.Addr) (*socket, error) {
+func (a *app) listen(ctx context.Context, st *run.Start, at plan.Addr) (*socket, error) {
 	if err := st.Handoff(); err != nil {
 		return nil, err
 	}
-	fd, err := a.s.opt.Listen(at)
-	if err != nil {
-		return nil, &run.PortError{Port: at.Port, Text: err.Error()}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(listenWithin); ; {
+		fd, err := a.s.opt.Listen(at)
+		if err == nil {
+			return &socket{fd: fd, at: at}, nil
+		}
+		if time.Now().After(until) {
+			return nil, &run.PortError{Port: at.Port, Text: err.Error()}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
 	}
-	return &socket{fd: fd, at: at}, nil
 }
 
 // begun is called when an instance runs, or does not.

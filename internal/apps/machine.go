@@ -31,6 +31,7 @@ func (a *app) follow(want *plan.App) {
 	}
 	a.freeing, a.freed = false, false
 	a.out.follow(want.Logs)
+	a.out.recall()
 	if changed {
 		a.clear() // the entry may be what was wrong
 	}

@@ -35,7 +35,9 @@ type output struct {
 	size  int
 	base  uint64 // numbers go on when the ring is another one
 	files *logs.Files
-	more  chan struct{} // closed when the ring is another one
+
+	recalled bool
+	more     chan struct{} // closed when the ring is another one
 }
 
 func newOutput(dir, name string, log func(error)) *output {
@@ -43,11 +45,21 @@ func newOutput(dir, name string, log func(error)) *output {
 	o.resize(defLines)
 	if dir != "" {
 		o.files = logs.NewFiles(logs.FilesOptions{Dir: dir, Name: name, Fault: log})
-		for _, l := range o.files.Last(defLines) {
-			o.ring.Add(Line{Time: l.Time, Stream: l.Stream, Text: l.Text})
-		}
 	}
 	return o
+}
+
+// recall reads back what an earlier daemon has kept, once that writes no more.
+func (o *output) recall() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.files == nil || o.recalled {
+		return
+	}
+	o.recalled = true
+	for _, l := range o.files.Last(o.size) {
+		o.ring.Add(Line{Time: l.Time, Stream: l.Stream, Text: l.Text})
+	}
 }
 
 // resize makes the ring another one. mu is held, or nobody else knows o.

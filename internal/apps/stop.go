@@ -113,6 +113,7 @@ func (a *app) suspend(rest, thaw chan struct{}) {
 	select {
 	case <-thaw:
 	case <-a.s.life.Done():
+		return // they are another process's
 	}
 	for _, i := range append([]*instance{a.cur, a.next}, a.old...) {
 		if i != nil && i.left.Load() {

@@ -70,7 +70,10 @@ type appPorts Daemon
 func (p *appPorts) Lease(ctx context.Context, app string, another bool) (apps.Lease, error) {
 	l, _, err := p.leases.Take(ctx, leases.Want{Name: app, New: another})
 	var busy *leases.BusyError
+	var none *leases.ExhaustedError
 	switch {
+	case errors.As(err, &none):
+		return nil, &run.PortError{Text: err.Error()}
 	case errors.As(err, &busy):
 		return nil, &run.PortError{Port: busy.Port, Text: busy.Who}
 	case err != nil:

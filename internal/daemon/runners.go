@@ -3,7 +3,6 @@ package daemon
 import (
 	"log/slog"
 	"path/filepath"
-	"runtime"
 
 	"github.com/quaymaster/quaymaster/internal/apps/process"
 	"github.com/quaymaster/quaymaster/internal/apps/run"
@@ -13,7 +12,7 @@ import (
 // runners are those who run apps, by kind.
 func (d *Daemon) runners(log *slog.Logger) func(*plan.App) run.Runner {
 	processes := process.New(process.Options{
-		Log: log, Launcher: d.launcher(), Args: []string{"launch"}, Dir: filepath.Join(d.state.Path(), "pipes"),
+		Log: log, Launcher: d.o.Program, Args: []string{"launch"}, Dir: filepath.Join(d.state.Path(), "run"),
 	})
 	return func(a *plan.App) run.Runner {
 		if a.Image != "" {
@@ -21,12 +20,4 @@ func (d *Daemon) runners(log *slog.Logger) func(*plan.App) run.Runner {
 		}
 		return processes
 	}
-}
-
-// launcher is our own program, also when its file was replaced.
-func (d *Daemon) launcher() string {
-	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
-		return "/proc/self/exe"
-	}
-	return d.o.Program
 }
