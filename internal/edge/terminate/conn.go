@@ -53,8 +53,7 @@ func (p *Policy) Handshake(ctx context.Context, c net.Conn, head []byte, d time.
 		}
 		return nil, err
 	}
-	f.ctx, f.until = nil, time.Time{}
-	f.keep()
+	f.ctx, f.until = nil, time.Time{} // head is used up: the last message of a handshake answers ours
 	state := k.t.ConnectionState()
 	f.more, f.overhead = 0, overhead(&state)
 	return k, c.SetDeadline(time.Time{})

@@ -129,21 +129,6 @@ func (f *feed) drop() {
 	f.own, f.b = nil, nil
 }
 
-// keep makes what is left of somebody else's bytes our own.
-func (f *feed) keep() {
-	if f.own != nil {
-		return
-	}
-	rest := f.b
-	f.b = nil
-	if len(rest) > feedSize {
-		f.b = append([]byte(nil), rest...)
-	} else if len(rest) > 0 {
-		f.own = feeds.Get().(*[feedSize]byte)
-		f.b = f.own[:copy(f.own[:], rest)]
-	}
-}
-
 // SetDeadline and its like implement net.Conn. The deadlines are those of Conn, which sets them below.
 func (f *feed) SetDeadline(time.Time) error { return nil }
 
