@@ -2,8 +2,14 @@ package edge
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"testing"
 	"time"
@@ -48,9 +54,24 @@ func quietTarget(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// certificate is one that nobody signed.
+func certificate(t *testing.T) *tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"a.test"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
 // allocations serves one route to a target over a kept connection and counts what an exchange allocates, everything in
 // this process included.
-func allocations(t *testing.T, access plan.AccessLog, rules plan.HeaderRules) float64 {
+func allocations(t *testing.T, access plan.AccessLog, rules plan.HeaderRules, secure *plan.TLS) float64 {
 	t.Helper()
 	host, port, err := net.SplitHostPort(quietTarget(t))
 	if err != nil {
@@ -71,7 +92,7 @@ func allocations(t *testing.T, access plan.AccessLog, rules plan.HeaderRules) fl
 			Pool:    plan.PoolSettings{MaxIdle: 8, Idle: time.Minute, MaxAge: time.Hour},
 		}},
 		Routes: []*plan.Route{{
-			Name: "web", Match: plan.Match{Ports: []plan.Addr{listen}}, Timeouts: clocks,
+			Name: "web", Match: plan.Match{Ports: []plan.Addr{listen}}, Timeouts: clocks, TLS: secure,
 			Action: plan.Forward{Upstream: "web", RequestHeaders: rules},
 		}},
 	}
@@ -79,7 +100,13 @@ func allocations(t *testing.T, access plan.AccessLog, rules plan.HeaderRules) fl
 	log := slog.New(slog.DiscardHandler)
 	g := guard.New(guard.Options{Log: log, Registry: registry})
 	ps := pools.New(pools.Options{Log: log, Registry: registry})
-	e := New(Options{Log: log, Guard: g, Pools: ps, Access: io.Discard, Proxy: &proxy.Options{Log: log, Registry: registry, Pools: ps, Guard: g}})
+	cert := certificate(t)
+	e := New(Options{
+		Log: log, Guard: g, Pools: ps, Access: io.Discard, Proxy: &proxy.Options{Log: log, Registry: registry, Pools: ps, Guard: g},
+		Certificate: func(context.Context, *tls.ClientHelloInfo, plan.CertSource) (*tls.Certificate, error) {
+			return cert, nil
+		},
+	})
 	for _, f := range []plan.Follower{g, ps, e} {
 		step, err := f.Prepare(context.Background(), p)
 		if err != nil {
@@ -105,6 +132,9 @@ func allocations(t *testing.T, access plan.AccessLog, rules plan.HeaderRules) fl
 		t.Fatal("no slot")
 	}
 	e.Serve(server, p.Ports[0])
+	if secure != nil {
+		client = tls.Client(client, &tls.Config{InsecureSkipVerify: true, ServerName: "a.test"})
+	}
 	request := []byte("GET /path?query=1 HTTP/1.1\r\nHost: a.test\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n")
 	buf := make([]byte, 4096)
 	n := testing.AllocsPerRun(500, func() {
@@ -128,11 +158,15 @@ func TestExchangeAllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	if n := allocations(t, plan.AccessLog{}, plan.HeaderRules{}); n > 0 {
+	if n := allocations(t, plan.AccessLog{}, plan.HeaderRules{}, nil); n > 0 {
 		t.Errorf("plain: %v allocations per exchange, want 0", n)
 	}
+	// The client's TLS is in the same process. Each side allocates for the record that it reads, and nothing besides.
+	if n := allocations(t, plan.AccessLog{}, plan.HeaderRules{}, &plan.TLS{Mode: plan.Terminate}); n > 2 {
+		t.Errorf("TLS: %v allocations per exchange on both sides, want 2", n)
+	}
 	rules := plan.HeaderRules{Set: []plan.Header{{Name: "X-Client", Value: "{client_ip} via {route}"}}}
-	if n := allocations(t, plan.AccessLog{Enabled: true, Format: "json"}, rules); n > 2 {
+	if n := allocations(t, plan.AccessLog{Enabled: true, Format: "json"}, rules, nil); n > 2 {
 		t.Errorf("with access log and a header rule: %v allocations per exchange, want 2 at most", n)
 	}
 }

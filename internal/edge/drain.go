@@ -108,13 +108,13 @@ func (e *Edge) cutAll() int {
 	return n
 }
 
-// depart applies on_remove after a change of plan: to everything that stands on a route which is gone by name, and to
-// tunnels whose target is no longer a target. Whatever else is under way ends as it began.
+// depart applies on_remove after a change of plan: to everything that stands on a route which is gone by name, on an
+// earlier state of it too, and to tunnels whose target is no longer a target. Whatever else is under way ends as it began.
 func (e *Edge) depart(gone []*proxy.Route, next *plan.Plan) {
-	left := make(map[*proxy.Route]bool, len(gone))
+	left := make(map[string]*plan.Route)
 	for _, r := range gone {
 		if next.Route(r.Plan.Name) == nil {
-			left[r] = true
+			left[r.Plan.Name] = r.Plan
 		}
 	}
 	var drained []stand
@@ -122,10 +122,17 @@ func (e *Edge) depart(gone []*proxy.Route, next *plan.Plan) {
 	defer e.mu.Unlock()
 	for c := e.first; c != nil; c = c.next {
 		r, m := c.route.Load(), c.member.Load()
-		if r == nil || !left[r] && (m == nil || !m.Retired()) {
+		if r == nil {
 			continue
 		}
-		if r.Plan.OnRemove == plan.CloseOnRemove {
+		last := left[r.Plan.Name] // as it was removed
+		if last == nil {
+			if m == nil || !m.Retired() {
+				continue
+			}
+			last = r.Plan
+		}
+		if last.OnRemove == plan.CloseOnRemove {
 			c.end()
 		} else {
 			drained = append(drained, stand{c, r})

@@ -305,10 +305,10 @@ func TestCloseSaysSoAndWaitsForNobody(t *testing.T) {
 	s, c, _, _ = shake(t, ps.Of(0), config)
 	talk(t, s, c)
 	below := s.NetConn().(*wire.Carrier).Conn
-	_ = below.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
-	for {
-		if _, err := below.Write(make([]byte, 64<<10)); err != nil {
-			break
+	for _, size := range []int{64 << 10, 1} { // until not one byte more is taken
+		for n := 1; n > 0; {
+			_ = below.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+			n, _ = below.Write(make([]byte, size))
 		}
 	}
 	_ = below.SetWriteDeadline(time.Time{})
