@@ -186,8 +186,11 @@ func (a *app) begun(i *instance, l *launched, err error) {
 		a.dropSocket()
 		a.sock = l.sock
 	}
-	if i.lease != nil && (err == nil || !i.another) {
-		a.lease = i.lease
+	if i.lease != nil && i.lease != a.lease && (err == nil || !i.another) {
+		before := a.lease
+		if a.lease = i.lease; before != nil {
+			a.leave(before)
+		}
 	}
 	if err != nil {
 		beside := i == a.next
