@@ -94,6 +94,42 @@ func TestC13_AnUploadThatWeCutIsNotCalledSlow(t *testing.T) {
 	}
 }
 
+// TestC13_ARouteTakesAlongWhoCameBeforeItChanged: on_remove is for everybody on the route of that name, those included who
+// came when it was configured otherwise; what it said last holds.
+func TestC13_ARouteTakesAlongWhoCameBeforeItChanged(t *testing.T) {
+	t.Parallel()
+	echo := tcpTarget(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	stays, drains, closes := freePort(t), freePort(t), freePort(t)
+	route := func(name string, port int, how string) string {
+		return fmt.Sprintf("  - {name: %s, match: {ports: [%d], protocols: [tcp]}, action: {targets: [%q]}, on_remove: %s}\n", name, port, echo, how)
+	}
+	base := "drain_timeout: 1s\nroutes:\n" + route("stays", stays, "close")
+	q := start(t, base+route("drains", drains, "close")+route("closes", closes, "drain"))
+	ping := func(c net.Conn) {
+		t.Helper()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.WriteString(c, "ping"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, b, c := dial(t, stays), dial(t, drains), dial(t, closes)
+	ping(b)
+	ping(c)
+	q.reload(base + route("drains", drains, "drain") + route("closes", closes, "close"))
+	ping(a)
+	ping(b)
+	ping(c)
+	q.reload(base + route("drains", drains, "drain"))
+	untilEnd(t, c, 20*time.Second)
+	ping(b)
+	q.reload(base)
+	untilEnd(t, b, 20*time.Second) // after drain_timeout
+	ping(a)
+}
+
 // standing counts the connections that stand on a route.
 func (q *qm) standing(route string) (n int) {
 	q.t.Helper()
