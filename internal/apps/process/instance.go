@@ -3,7 +3,10 @@ package process
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,8 +28,8 @@ const (
 // instance is one run of an app: its leader, which is the process that was started, and whatever came of it.
 type instance struct {
 	r       *Runner
-	app     string // "" when adopted
-	port    uint16
+	port    uint16 // that it is to bind; 0: none
+	room    string // folder that was made for its socket, or ""
 	pipes   *pipes
 	out     run.Output
 	started time.Time
@@ -82,9 +85,43 @@ func (i *instance) follow() {
 	e.OOM = e.Signal == syscall.SIGKILL && !i.killed && i.group.oom()
 	i.exit = e
 	i.mu.Unlock()
+	i.clean()
+	close(i.done)
+}
+
+// clean takes away what was made for the instance.
+func (i *instance) clean() {
 	i.group.remove()
 	i.pipes.remove()
-	close(i.done)
+	if i.room == "" {
+		return
+	}
+	list, _ := os.ReadDir(i.room)
+	for _, e := range list {
+		if e.Type() == os.ModeSocket {
+			_ = os.Remove(filepath.Join(i.room, e.Name()))
+		}
+	}
+	_ = os.Remove(i.room) // not when the app keeps other things there
+}
+
+// makeRoom makes the folder for a socket, in which the app may make one, if there is none yet.
+func makeRoom(socket string, u *account) (string, error) {
+	if socket == "" {
+		return "", nil
+	}
+	dir := filepath.Dir(socket)
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+		return "", err
+	}
+	err := os.Mkdir(dir, 0o700)
+	switch {
+	case errors.Is(err, os.ErrExist):
+		return "", nil
+	case err == nil && u.other():
+		err = os.Lchown(dir, u.uid, u.gid)
+	}
+	return dir, err
 }
 
 // end waits until the group is gone, and ends it when its time is over: at once for what was killed, else after the grace
@@ -156,7 +193,7 @@ func (i *instance) signal(s syscall.Signal, rest []proc) {
 // Record is what the next daemon needs.
 func (i *instance) Record() run.Record {
 	text, _ := json.Marshal(data{
-		Boot: bootID(), Space: pidSpace(), Begun: i.leader.begun, Pipe: i.pipes.base, Group: i.group.path, Port: i.port,
+		Boot: bootID(), Space: pidSpace(), Begun: i.leader.begun, Pipe: i.pipes.base, Group: i.group.path, Port: i.port, Room: i.room,
 	}) // it holds nothing that cannot be marshalled
 	return run.Record{PID: i.leader.pid, Started: i.started, Data: text}
 }

@@ -21,6 +21,7 @@ const (
 	pipeSize = 1 << 20 // that a FIFO may hold while no daemon reads it, where we may have so much
 	lastMost = 8 << 20 // bytes that are read after the end, in case somebody still writes
 	lastTime = 2 * time.Second
+	halfLine = 100 * time.Millisecond // for the rest of a line, when another daemon is to read on
 )
 
 // pipes are the two FIFOs of an instance's output. The app has them open for reading as well, so that it is never told of
@@ -170,8 +171,26 @@ func (p *pipe) read(line func(time.Time, []byte)) {
 	}
 	if p.drain.Load() {
 		p.last(&s, buf)
+	} else if len(s.part) > 0 {
+		p.endOfLine(&s, buf[:1])
 	}
 	s.flush()
+}
+
+// endOfLine reads on to the end of a line that is half read, and not a byte further: what follows is the next reader's.
+func (p *pipe) endOfLine(s *splitter, one []byte) {
+	if p.file.SetReadDeadline(time.Now().Add(halfLine)) != nil {
+		return
+	}
+	for range maxLine {
+		if n, err := p.file.Read(one); n == 0 || err != nil {
+			return
+		}
+		s.add(one)
+		if one[0] == '\n' {
+			return
+		}
+	}
 }
 
 // last reads what is still in the pipe, without waiting for more.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
@@ -26,6 +28,7 @@ func (r *Runner) Check(_ context.Context, a *plan.App) []error {
 	fault(checkUser(a))
 	fault(checkDir(a.Dir))
 	fault(checkProgram(a))
+	fault(checkLimits(a.Limits))
 	for _, name := range a.EnvRequired {
 		if !has(a, name) {
 			fault(fmt.Errorf("%s is not set; set it under env, or write inherit_env: true and set it for quaymaster", name))
@@ -61,6 +64,25 @@ func checkDir(dir string) error {
 		return fmt.Errorf("its folder cannot be used: %w", err)
 	case !info.IsDir():
 		return fmt.Errorf("dir %s is no folder", dir)
+	}
+	return nil
+}
+
+// checkLimits compares with the hard limit, which only root may raise, and not for ever.
+func checkLimits(l plan.AppLimits) error {
+	var have unix.Rlimit
+	if l.NoFile == 0 {
+		return nil
+	}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	most := uint64(have.Max) //nolint:unconvert // the type differs between systems
+	if os.Geteuid() == 0 {
+		most = max(most, systemFiles())
+	}
+	if l.NoFile > most {
+		return fmt.Errorf("limits.nofile is %d, and %d open files are the most that quaymaster may give; lower it, or raise LimitNOFILE= or ulimit -Hn", l.NoFile, most)
 	}
 	return nil
 }

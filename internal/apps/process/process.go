@@ -60,6 +60,7 @@ type data struct {
 	Pipe  string `json:"pipe,omitempty"`  // path of the FIFOs, without what tells them apart
 	Group string `json:"group,omitempty"` // control group
 	Port  uint16 `json:"port,omitempty"`
+	Room  string `json:"room,omitempty"` // folder that was made for its socket
 }
 
 // Start runs an instance.
@@ -78,10 +79,15 @@ func (r *Runner) Start(ctx context.Context, s *run.Start) (run.Instance, error) 
 	if err != nil {
 		return nil, err
 	}
-	i := &instance{r: r, app: s.App.Name, port: s.Port, pipes: pipes, out: s.Output, done: make(chan struct{}), left: make(chan struct{})}
-	if err := r.launch(i, s, u); err != nil {
-		i.group.remove()
-		pipes.remove()
+	i := &instance{r: r, port: s.Port, pipes: pipes, out: s.Output, done: make(chan struct{}), left: make(chan struct{})}
+	if s.Listener >= 0 {
+		i.port = 0 // it has nothing to bind, and one that does is not helped by another port
+	}
+	if i.room, err = makeRoom(s.Path, u); err == nil {
+		err = r.launch(i, s, u)
+	}
+	if err != nil {
+		i.clean()
 		return nil, err
 	}
 	i.begin()
@@ -158,7 +164,7 @@ func (r *Runner) Adopt(ctx context.Context, rec run.Record, out run.Output) (run
 	}
 	p := &pipes{base: r.own(d.Pipe)}
 	i := &instance{
-		r: r, port: d.Port, pipes: p, out: out, started: rec.Started, group: r.groups.known(d.Group),
+		r: r, port: d.Port, pipes: p, out: out, started: rec.Started, group: r.groups.known(d.Group), room: d.Room,
 		done: make(chan struct{}), left: make(chan struct{}),
 	}
 	l, err := r.find(rec.PID, &d)
@@ -190,8 +196,7 @@ func (i *instance) clear(ctx context.Context, pid int, d *data) error {
 	if d.Boot == bootID() && d.Space == pidSpace() && !i.end() {
 		return ctx.Err()
 	}
-	i.group.remove()
-	i.pipes.remove()
+	i.clean()
 	return nil
 }
 

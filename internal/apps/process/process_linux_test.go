@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"slices"
@@ -49,6 +50,40 @@ func app(words []string) {
 			signal.Ignore(syscall.SIGTERM)
 		case "env":
 			fmt.Println(arg + "=" + os.Getenv(arg))
+		case "environ":
+			for _, v := range os.Environ() {
+				fmt.Println(v)
+			}
+			fmt.Println("that is all")
+		case "long":
+			n, _ := strconv.Atoi(arg)
+			fmt.Print(strings.Repeat("x", n))
+		case "print":
+			fmt.Print(arg)
+		case "listen":
+			l, err := net.Listen("tcp", "127.0.0.1:"+arg)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			fmt.Println("port", l.Addr().(*net.TCPAddr).Port)
+		case "unix":
+			if _, err := net.Listen("unix", arg); err != nil {
+				fmt.Println(err)
+			}
+		case "serve": // on the socket that it was given
+			l, err := net.FileListener(os.NewFile(3, "socket"))
+			if err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+			fmt.Println("sockets", os.Getenv("LISTEN_FDS"), os.Getenv("PORT"))
+			c, _ := l.Accept()
+			fmt.Fprint(c, "hello")
+			c.Close()
+		case "burn":
+			for until := time.Now().Add(300 * time.Millisecond); time.Now().Before(until); {
+			}
 		case "exit":
 			code, _ := strconv.Atoi(arg)
 			os.Exit(code)

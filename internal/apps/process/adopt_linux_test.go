@@ -1,0 +1,201 @@
+package process
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/quaymaster/quaymaster/internal/apps/run"
+	"github.com/quaymaster/quaymaster/internal/plan"
+)
+
+// gone waits until a process is reaped.
+func gone(t *testing.T, pid int) {
+	t.Helper()
+	for late := time.Now().Add(patience); ; {
+		if _, there := readProc(pid); !there {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatalf("process %d is still there", pid)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// changed is a record with other data.
+func changed(t *testing.T, rec run.Record, f func(*data)) run.Record {
+	t.Helper()
+	var d data
+	if err := json.Unmarshal(rec.Data, &d); err != nil {
+		t.Fatal(err)
+	}
+	f(&d)
+	rec.Data, _ = json.Marshal(d)
+	return rec
+}
+
+func TestA07_AReusedPidIsNotSignalled(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	other, out := start(t, r, me(t, "say=up", "wait")) // stands for a stranger that has the pid now
+	out.until(t, "out: up")
+	later := New(r.opt)
+	for what, f := range map[string]func(*data){
+		"another start time": func(d *data) { d.Begun--; d.Pipe, d.Group = "", "" },
+		"another boot":       func(d *data) { d.Boot = "x"; d.Pipe, d.Group = "", "" },
+		"another namespace":  func(d *data) { d.Space = "x"; d.Pipe, d.Group = "", "" },
+		"foreign files":      func(d *data) { d.Begun--; d.Pipe, d.Group = "/etc/passwd", "/sys/fs/cgroup" },
+	} {
+		if _, err := later.Adopt(t.Context(), changed(t, other.Record(), f), newOutput()); !errors.Is(err, run.ErrGone) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if !alive(other.Record().PID) {
+		t.Error("the stranger was ended")
+	}
+	select {
+	case <-other.Done():
+		t.Error("the stranger has ended")
+	default:
+	}
+	if _, err := later.Adopt(t.Context(), run.Record{PID: other.Record().PID}, newOutput()); !errors.Is(err, run.ErrGone) {
+		t.Errorf("without data: %v", err)
+	}
+}
+
+func TestA07_WhatALeaderLeftBehindIsEndedByTheNextDaemon(t *testing.T) {
+	t.Parallel()
+	for name, groups := range map[string]groups{"control groups": findGroups(), "none": {}} {
+		r := runner(t)
+		r.groups = groups
+		self := me(t).Command[0]
+		i, out := start(t, r, &plan.App{Name: "web", Command: []string{"sh", "-c", `"$0" app deaf say=rest wait & wait`, self}})
+		out.until(t, "out: rest")
+		rest := i.(*instance).rest()
+		i.Leave()
+		pid := i.Record().PID
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, pid) // reaped, though it was left
+		later := New(r.opt)
+		later.groups = groups
+		if _, err := later.Adopt(t.Context(), i.Record(), newOutput()); !errors.Is(err, run.ErrGone) {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, p := range rest {
+			if alive(p.pid) {
+				t.Errorf("%s: process %d is alive", name, p.pid)
+			}
+		}
+		if left, err := os.ReadDir(r.opt.Dir); err != nil || len(left) > 0 {
+			t.Errorf("%s: left: %v, %v", name, left, err)
+		}
+	}
+}
+
+func TestAnAppThatWasLeftInVainKeepsItsStatus(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	i, out := start(t, r, me(t, "say=up", "wait"))
+	out.until(t, "out: up")
+	i.Leave()
+	again, err := r.Adopt(t.Context(), i.Record(), newOutput())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := stop(t, again, plan.AppStop{Signal: "TERM", Timeout: patience}); e.Signal != syscall.SIGTERM {
+		t.Errorf("%v", e)
+	}
+	select {
+	case <-i.Done():
+		t.Error("who has left it says that it is done")
+	default:
+	}
+}
+
+func TestALineThatIsHalfReadIsNotCutByLeave(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	i, out := start(t, r, &plan.App{Name: "web", Command: []string{"sh", "-c", "echo up; n=0; while :; do printf 'part one, '; printf 'part two, '; printf 'end\n'; done"}})
+	out.until(t, "out: part one, part two, end")
+	for range 5 {
+		i.Leave()
+		found, err := r.Adopt(t.Context(), i.Record(), out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i = found
+	}
+	stop(t, i, plan.AppStop{Signal: "KILL"})
+	lines := out.all()
+	lines = lines[1 : len(lines)-1] // "up", and the one that KILL has cut
+	if n := slices.IndexFunc(lines, func(l string) bool { return l != "out: part one, part two, end" }); n >= 0 {
+		t.Errorf("line %d of %d: %q", n, len(lines), lines[n])
+	}
+}
+
+func TestA05_AControlGroupHasThoseThatLeftTheirSession(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	if r.groups.root == "" {
+		t.Skip("no control group was given to us")
+	}
+	self := me(t).Command[0]
+	i, out := start(t, r, &plan.App{Name: "web", Command: []string{"sh", "-c", `setsid "$0" app deaf say=away wait & wait`, self}})
+	out.until(t, "out: away")
+	rest := i.(*instance).rest()
+	if len(rest) != 2 {
+		t.Fatalf("its processes: %v", rest)
+	}
+	group := i.(*instance).group.path
+	stop(t, i, plan.AppStop{Signal: "TERM", Timeout: 50 * time.Millisecond})
+	for _, p := range rest {
+		if alive(p.pid) {
+			t.Errorf("process %d is alive", p.pid)
+		}
+	}
+	if _, err := os.Stat(group); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its control group is left: %v", err)
+	}
+}
+
+func TestStopsAtOnceAreOne(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	i, out := start(t, r, me(t, "deaf", "say=up", "wait"))
+	out.until(t, "out: up")
+	patient := make(chan error)
+	go func() { patient <- i.Stop(t.Context(), plan.AppStop{Signal: "TERM", Timeout: 10 * patience}) }()
+	if e := stop(t, i, plan.AppStop{Signal: "KILL"}); e.Signal != syscall.SIGKILL {
+		t.Errorf("%v", e)
+	}
+	if err := <-patient; err != nil {
+		t.Error(err)
+	}
+	if err := i.Stop(t.Context(), plan.AppStop{Signal: "TERM"}); err != nil {
+		t.Errorf("of one that has ended: %v", err)
+	}
+	if err := i.Stop(t.Context(), plan.AppStop{Signal: "NONSENSE"}); err == nil {
+		t.Error("NONSENSE is a signal")
+	}
+}
+
+func TestLimitsThatCannotBeSetAreSaid(t *testing.T) {
+	t.Parallel()
+	var g groups
+	if _, err := g.make(&plan.App{Name: "web"}); err != nil {
+		t.Errorf("without limits: %v", err)
+	}
+	if _, err := g.make(&plan.App{Name: "web", Limits: plan.AppLimits{Memory: 1 << 20}}); err == nil {
+		t.Error("memory is not limited, and nothing is said")
+	}
+	if g.known("/etc").path != "" {
+		t.Error("a foreign folder is a control group of ours")
+	}
+}
