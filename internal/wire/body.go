@@ -189,25 +189,6 @@ func (r *BodyReader) Await() error {
 	}
 }
 
-// Await waits until there is something to read, and needs no memory while it does, if the connection can wait so: one that
-// is no socket and has an Await of its own. Else, and with any framing but ByClose, it returns at once. An error is as from
-// Read.
-func (r *BodyReader) Await() error {
-	w, ok := r.c.(interface{ Await() error })
-	if !ok || r.f != ByClose || r.err != nil || !r.open.Load() || len(r.buf.Bytes()) > 0 {
-		return nil
-	}
-	for {
-		err := w.Await()
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return err
-		}
-		if !r.clock.Early(err) {
-			return os.ErrDeadlineExceeded
-		}
-	}
-}
-
 // cutOff tells the end of the connection from the end of the body.
 func cutOff(err error) error {
 	if errors.Is(err, io.EOF) {
