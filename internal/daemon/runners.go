@@ -3,6 +3,7 @@ package daemon
 import (
 	"log/slog"
 	"path/filepath"
+	"runtime"
 
 	"github.com/quaymaster/quaymaster/internal/apps/process"
 	"github.com/quaymaster/quaymaster/internal/apps/run"
@@ -12,7 +13,7 @@ import (
 // runners are those who run apps, by kind.
 func (d *Daemon) runners(log *slog.Logger) func(*plan.App) run.Runner {
 	processes := process.New(process.Options{
-		Log: log, Launcher: d.o.Program, Args: []string{"launch"}, Dir: filepath.Join(d.state.Path(), "run"),
+		Log: log, Launcher: d.launcher(), Args: []string{"launch"}, Dir: filepath.Join(d.state.Path(), "run"),
 	})
 	return func(a *plan.App) run.Runner {
 		if a.Image != "" {
@@ -20,4 +21,12 @@ func (d *Daemon) runners(log *slog.Logger) func(*plan.App) run.Runner {
 		}
 		return processes
 	}
+}
+
+// launcher is our own program, also when its file has been replaced or removed since.
+func (d *Daemon) launcher() string {
+	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
+		return "/proc/self/exe"
+	}
+	return d.o.Program
 }

@@ -155,7 +155,8 @@ func me(t *testing.T, words ...string) *plan.App {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &plan.App{Name: "web", Command: append([]string{self, "app"}, words...)}
+	fast := []plan.EnvVar{{Name: "GORACE", Value: "atexit_sleep_ms=0"}}
+	return &plan.App{Name: "web", Command: append([]string{self, "app"}, words...), Env: fast}
 }
 
 func start(t *testing.T, r *Runner, a *plan.App, more ...func(*run.Start)) (run.Instance, *output) {
