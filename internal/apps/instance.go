@@ -132,10 +132,10 @@ func (a *app) begin(ctx context.Context, out run.Output, spec *plan.App, another
 // place finds where an instance is to listen.
 func (a *app) place(ctx context.Context, spec *plan.App, another bool, st *run.Start, l *launched) error {
 	switch {
-	case spec.Socket == "unix":
+	case spec.Socket == "unix": // the runner makes the folder, for the app's user
 		var salt [4]byte
 		_, _ = rand.Read(salt[:]) // never fails
-		st.Path = filepath.Join(a.s.opt.Sockets, a.name+"-"+hex.EncodeToString(salt[:]), "socket") // the runner makes the folder, for the app's user
+		st.Path = filepath.Join(a.s.opt.Sockets, a.name+"-"+hex.EncodeToString(salt[:]), "socket")
 		l.at = plan.Addr{Network: plan.Unix, Path: st.Path}
 		return nil
 	case spec.Port != 0:
