@@ -178,15 +178,13 @@ func (r *BodyReader) Await() error {
 	if !ok || !r.open.Load() || r.err != nil || r.Buffered() > 0 {
 		return nil
 	}
-	for {
+	for late := true; late; {
 		err := w.Await()
-		switch {
-		case err == nil || !errors.Is(err, os.ErrDeadlineExceeded):
-			return nil //nolint:nilerr // whatever is wrong, Read says it
-		case !r.clock.Early(err):
+		if late = errors.Is(err, os.ErrDeadlineExceeded); late && !r.clock.Early(err) {
 			return os.ErrDeadlineExceeded
 		}
 	}
+	return nil // if anything else is wrong, Read says it
 }
 
 // cutOff tells the end of the connection from the end of the body.
