@@ -378,7 +378,7 @@ func TestT05_RenewalReplacesAndOldOneServesMeanwhile(t *testing.T) {
 		return s.rig.one("a.example.com").Attempts > 0 && s.rig.one("a.example.com").State == Failing
 	})
 	st := s.rig.one("a.example.com")
-	if s.rig.Get("a.example.com") != first || !strings.Contains(st.Error, "HTTP 500: out of order") || st.NextTry.Before(c.Now()) {
+	if s.rig.Get("a.example.com") != first || !strings.Contains(st.Error, ": HTTP 500: out of order") || st.NextTry.Before(c.Now()) {
 		t.Errorf("%+v", st)
 	}
 	down.Store(false)

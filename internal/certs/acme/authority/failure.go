@@ -164,6 +164,11 @@ func (e *localError) Unwrap() error { return e.error }
 // plain drops what the library and net/http put in front of an error: verbs and URLs that say nothing to a person.
 func plain(err error) string {
 	text := err.Error()
+	if rest, ok := strings.CutPrefix(text, "attempt "); ok { // attempt 3: URL: what happened
+		if parts := strings.SplitN(rest, ": ", 3); len(parts) == 3 {
+			text = parts[2]
+		}
+	}
 	for _, cut := range []string{"performing request: ", "provisioning client: ", "fetching new nonce from server: "} {
 		if i := strings.Index(text, cut); i >= 0 && i < 200 {
 			text = text[i+len(cut):]

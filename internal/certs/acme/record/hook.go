@@ -61,14 +61,12 @@ func (h *Hook) run(ctx context.Context, action string, r Record) error {
 	cmd.WaitDelay = hookDelay
 	err := cmd.Run()
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it ended well; what it left behind holds its output
 		return nil
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	case within.Err() != nil:
 		err = fmt.Errorf("gave no end within %v and was killed", most)
-	case errors.Is(err, exec.ErrWaitDelay):
-		err = errors.New("left a process behind that holds its output; let that one go to the background with its output elsewhere")
 	}
 	text := fmt.Sprintf("%s %s %s: ", h.Program, action, r.Name)
 	if out := said.String(); out != "" {

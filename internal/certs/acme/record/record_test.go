@@ -62,6 +62,24 @@ func TestHookThatFailsSaysWhy(t *testing.T) {
 	}
 }
 
+func TestHookThatLeavesAProcessBehindHasDoneItsWork(t *testing.T) {
+	h := hook(t, "sleep 1000 & echo $! > child")
+	if err := h.Present(t.Context(), example); err != nil {
+		t.Error(err)
+	}
+	text, err := os.ReadFile(filepath.Dir(h.Program) + "/child")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Error(err)
+	}
+}
+
 // gone wants a process to be no more.
 func gone(t *testing.T, file string) {
 	t.Helper()
