@@ -39,6 +39,10 @@ func (s *shell) appsVerb() *cobra.Command {
 			cobra.ExactArgs(1), func(ctx context.Context, args []string) error { return s.moveApp(ctx, args[0], "stop", false) },
 		),
 		restart, s.appLogsVerb(),
+		verb(
+			"remove NAME", "End an app that was set by API, and give its port back", "quaymaster apps remove web",
+			cobra.ExactArgs(1), func(ctx context.Context, args []string) error { return s.removeApp(ctx, args[0]) },
+		),
 	)
 	return c
 }
@@ -101,6 +105,21 @@ func (s *shell) moveApp(ctx context.Context, name, verb string, newPort bool) er
 	default:
 		fmt.Fprintf(s.out, "%s is %s\n", name, a.State)
 	}
+	return nil
+}
+
+// removeApp takes an app out of the API layer. One of a file is taken out of the file.
+func (s *shell) removeApp(ctx context.Context, name string) error {
+	c := s.client()
+	defer c.Close()
+	var raw json.RawMessage
+	if err := c.Do(ctx, http.MethodDelete, "/v1/apps/"+url.PathEscape(name), "*", nil, &raw); err != nil {
+		return cannot("remove "+name, err)
+	}
+	if s.json {
+		return s.printJSON(raw)
+	}
+	fmt.Fprintf(s.out, "removed %s\n", name)
 	return nil
 }
 

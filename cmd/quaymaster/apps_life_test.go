@@ -478,3 +478,61 @@ func TestWaitKnowsPortsURLsAndApps(t *testing.T) {
 		t.Error("the contract lacks the logs of apps")
 	}
 }
+
+func TestP14_AnAppOfTheAPIComesAndGoes(t *testing.T) {
+	t.Parallel()
+	port, leases := freePort(t), freePorts(t, 3)
+	q := startApps(t, fmt.Sprintf("app_ports: %d-%d\n", leases, leases+2)+appSites(port, "held")+"apps:\n"+appEntry(t, "held", "serve"))
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(name, how string) (int, string) {
+		t.Helper()
+		entry := map[string]any{"command": []string{self, "-test.run=^TestAppChild$"}, "env": map[string]string{"QM_CHILD_LISTEN": "app", "QM_APP": how, "AT": "${PORT}"}}
+		if os.Geteuid() == 0 {
+			entry["user"] = "root"
+		}
+		body, _ := json.Marshal(entry)
+		res, b, err := q.admin("PUT", "/v1/apps/"+name, bytes.NewReader(body), "If-Match", "*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(b)
+	}
+	if status, b := put("web", "serve"); status != 200 {
+		t.Fatalf("%d %s", status, b)
+	}
+	a := q.appIs("web", "ready")
+	if a.Source != "api" || q.appIs("held", "ready").Source != "file" {
+		t.Errorf("%+v", a)
+	}
+	_, env, err := fetch(a.Port, "web.test", "/env")
+	if err != nil || !strings.Contains(env, fmt.Sprintf("AT=%d", a.Port)) {
+		t.Errorf("%v %s", err, env)
+	}
+	if status, b := put("held", "serve"); status != 409 || !strings.Contains(b, "q.yaml") {
+		t.Errorf("an app of the file: %d %s", status, b)
+	}
+	if out, code := q.cli("apps", "remove", "held"); code != 1 || !strings.Contains(out, "q.yaml") {
+		t.Errorf("remove: %d %s", code, out)
+	}
+	if res, b, err := q.admin("PUT", "/v1/apps/bad", strings.NewReader(`{"comand": ["x"]}`), "If-Match", "*"); err != nil || res.StatusCode != 422 || !strings.Contains(string(b), "write command") {
+		t.Errorf("%v %s", err, b)
+	}
+	q.signal(syscall.SIGTERM)
+	q.wait(30 * time.Second)
+	q.run()
+	q.serving()
+	if b := q.appIs("web", "ready"); b.Port != a.Port {
+		t.Errorf("port %d after a restart, want %d", b.Port, a.Port)
+	}
+	if out, code := q.cli("apps", "remove", "web"); code != 0 || out != "removed web\n" {
+		t.Errorf("remove: %d %s", code, out)
+	}
+	q.until("its port is given back", func() bool {
+		var list []api.Lease
+		q.get("/v1/leases", &list)
+		return len(list) == 1 && list[0].Name == "held"
+	})
+}

@@ -106,6 +106,8 @@ func endpoints() []endpoint {
 		{"DELETE", "/v1/routes/{name}", write, false, (*API).deleteRoute, "Remove a route of the API layer", nil, Change{}},
 		{"GET", "/v1/apps", read, false, (*API).apps, "Every app that is run here", nil, []App{}},
 		{"GET", "/v1/apps/{name}", read, false, (*API).app, "One app", nil, App{}},
+		{"PUT", "/v1/apps/{name}", write, false, (*API).putApp, "Make or replace an app of the API layer", nil, Change{}},
+		{"DELETE", "/v1/apps/{name}", write, false, (*API).deleteApp, "Remove an app of the API layer: it ends, and its port is given back", nil, Change{}},
 		{"POST", "/v1/apps/{name}/start", write, false, (*API).startApp, "Start an app", nil, App{}},
 		{"POST", "/v1/apps/{name}/stop", write, false, (*API).stopApp, "Stop an app until it is started again", nil, App{}},
 		{"POST", "/v1/apps/{name}/restart", write, false, (*API).restartApp, "Stop and start an app", []string{"new_port"}, App{}},

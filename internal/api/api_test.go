@@ -116,6 +116,14 @@ func (m *machine) DeleteRoute(_ context.Context, _, match string) (*Change, erro
 	return m.edit(match, nil)
 }
 
+func (m *machine) PutApp(_ context.Context, _ string, body []byte, match string) (*Change, error) {
+	return m.edit(match, body)
+}
+
+func (m *machine) DeleteApp(_ context.Context, _, match string) (*Change, error) {
+	return m.edit(match, nil)
+}
+
 func (m *machine) PutConfig(_ context.Context, body []byte, match string) (*Change, error) {
 	return m.edit(match, body)
 }

@@ -16,25 +16,58 @@ import (
 // routeName is what a route may be called: a DNS label.
 const routeName = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`
 
-// editable checks what every edit of a route needs, and returns the revision that it was made against.
+// editable checks what every edit of a route or app needs, and returns the revision that it was made against.
 func (a *API) editable(r *request) (string, error) {
 	if a.o.Editor == nil || a.o.Control == nil {
 		return "", missing("editing")
 	}
 	if ok, _ := regexp.MatchString(routeName, r.arg); !ok {
-		return "", problem(http.StatusBadRequest, "not a name: "+clip(r.arg)+"; a route is called by lower-case letters, digits and dashes, 63 at most")
+		return "", problem(http.StatusBadRequest, "not a name: "+clip(r.arg)+"; a route or app is called by lower-case letters, digits and dashes, 63 at most")
 	}
 	match, err := matched(r)
 	if err != nil {
 		return "", err
 	}
-	// Asked here to name the place; the editor asks again when it is the edit's turn.
+	return match, nil
+}
+
+// editableRoute is editable for a route. The place is named here; the editor asks again when it is the edit's turn.
+func (a *API) editableRoute(r *request) (string, error) {
+	match, err := a.editable(r)
+	if err != nil {
+		return "", err
+	}
 	if p, _ := a.o.Control.Plan(); p != nil {
 		if held := p.Route(r.arg); held != nil && held.Source == plan.FromFile {
 			return "", HeldByFile("route", r.arg, p.Where["route/"+r.arg])
 		}
 	}
 	return match, nil
+}
+
+func (a *API) putApp(w http.ResponseWriter, r *request) error {
+	match, err := a.editable(r)
+	if err != nil {
+		return err
+	}
+	text, err := body(r)
+	if err != nil {
+		return err
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		return problem(http.StatusBadRequest, "the body is empty; send the app as configuration writes it")
+	}
+	c, err := a.o.Editor.PutApp(r.Context(), r.arg, text, match)
+	return changed(w, c, err)
+}
+
+func (a *API) deleteApp(w http.ResponseWriter, r *request) error {
+	match, err := a.editable(r)
+	if err != nil {
+		return err
+	}
+	c, err := a.o.Editor.DeleteApp(r.Context(), r.arg, match)
+	return changed(w, c, err)
 }
 
 // HeldByFile is the answer to an edit of what a file holds: 409 with the place.
@@ -54,7 +87,7 @@ func HeldByFile(kind, name string, at plan.Pos) *Problem {
 }
 
 func (a *API) putRoute(w http.ResponseWriter, r *request) error {
-	match, err := a.editable(r)
+	match, err := a.editableRoute(r)
 	if err != nil {
 		return err
 	}
@@ -70,7 +103,7 @@ func (a *API) putRoute(w http.ResponseWriter, r *request) error {
 }
 
 func (a *API) deleteRoute(w http.ResponseWriter, r *request) error {
-	match, err := a.editable(r)
+	match, err := a.editableRoute(r)
 	if err != nil {
 		return err
 	}

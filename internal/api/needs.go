@@ -29,6 +29,9 @@ type Editor interface {
 	PutRoute(ctx context.Context, name string, body []byte, match string) (*Change, error)
 	// DeleteRoute takes a route out of the layer.
 	DeleteRoute(ctx context.Context, name, match string) (*Change, error)
+	// PutApp makes or replaces an app of the layer, and DeleteApp takes one out.
+	PutApp(ctx context.Context, name string, body []byte, match string) (*Change, error)
+	DeleteApp(ctx context.Context, name, match string) (*Change, error)
 	// PutConfig replaces the layer as a whole.
 	PutConfig(ctx context.Context, body []byte, match string) (*Change, error)
 }

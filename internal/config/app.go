@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/json"
 	"maps"
 	"net"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/quaymaster/quaymaster/internal/config/form"
 	"github.com/quaymaster/quaymaster/internal/config/strict"
@@ -25,12 +28,26 @@ type appUse struct {
 	at   spot
 }
 
-// apps makes the plan's apps of the form.
+// apps makes the plan's apps of the form and of the API layer.
 func (l *load) apps(p *plan.Plan) {
+	for name := range l.apiApps {
+		if _, ok := l.file.Apps[name]; ok {
+			l.warnings = append(l.warnings, Warning{Conflict: name, Error: Error{
+				File: "api", Path: "apps." + name, Message: "the app is also written in a file, which wins", Remedy: "remove the one of the API",
+			}})
+			delete(l.apiApps, name)
+			continue
+		}
+		l.places["apps."+name] = strict.Place{File: "api"}
+	}
 	known := slices.Sorted(maps.Keys(l.file.Apps))
+	known = sorted(append(known, slices.Collect(maps.Keys(l.apiApps))...), strings.Compare)
 	for _, name := range known {
 		l.breathe()
-		f := l.file.Apps[name].App
+		f, api := l.apiApps[name]
+		if !api {
+			f = l.file.Apps[name].App
+		}
 		at := l.placeOf("apps." + name)
 		var n form.Name
 		if err := n.ReadText(name); err != nil {
@@ -38,16 +55,67 @@ func (l *load) apps(p *plan.Plan) {
 			l.fault("apps."+name, remedy, "%s", message)
 			continue
 		}
-		a := l.app(name, &f, filepath.Dir(at.File))
+		dir := filepath.Dir(at.File)
+		if api {
+			dir = "/"
+		}
+		a := l.app(name, &f, dir)
+		if api {
+			a.Source = plan.FromAPI
+			if f.Dir != "" && !filepath.IsAbs(f.Dir) {
+				l.fault("apps."+name+".dir", "write an absolute path", "%q is relative, and there is no file it could be relative to", f.Dir)
+			}
+		}
 		if old := l.oldApps[name]; old != nil && reflect.DeepEqual(old, a) {
 			a = old
 		}
 		p.Apps = append(p.Apps, a)
+		if api {
+			continue
+		}
 		p.Where["app/"+name] = plan.Pos{File: at.File, Line: at.Line, Col: at.Col}
 	}
 	l.dependencies(p, known)
 	l.fixedPorts(p)
 	l.appTargets(known)
+}
+
+// ParseApp checks one app as the API gets it (no ${} but the app's own names, no file:) and returns it as a Layer keeps it.
+func ParseApp(name string, body []byte) (json.RawMessage, error) {
+	if !json.Valid(body) {
+		var v any
+		err := json.Unmarshal(body, &v)
+		return nil, Errors{{Path: "apps." + name, Message: "the body is not JSON: " + err.Error(), Remedy: "send one app as a JSON object"}}
+	}
+	body = plainJSON(body)
+	l := NewLoader()
+	ld := l.begin()
+	defer ld.breath.End()
+	ld.addApp(name, body)
+	if len(ld.errs) > 0 {
+		return nil, ld.errs.Sort()
+	}
+	return body, nil
+}
+
+// addApp reads an app of the API layer.
+func (l *load) addApp(name string, text []byte) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil || len(doc.Content) != 1 {
+		l.errs = append(l.errs, Error{File: "api", Path: "apps." + name, Message: "the stored app cannot be read", Remedy: "put it again, or remove it"})
+		return
+	}
+	o := l.options("api")
+	o.Env = nil
+	r := strict.NewReader(o)
+	var f form.App
+	f.Defaults()
+	r.Under([]string{"apps", name}, func() { r.Read(doc.Content[0], &f) })
+	l.errs = append(l.errs, r.Problems...)
+	if l.apiApps == nil {
+		l.apiApps = map[string]form.App{}
+	}
+	l.apiApps[name] = f
 }
 
 // app makes one. dir is the folder of its file.

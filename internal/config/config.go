@@ -36,6 +36,7 @@ type Source struct {
 // A Layer holds what was set through the API. The file wins over it. Values are never changed in place: Put replaces.
 type Layer struct {
 	Routes map[string]json.RawMessage `json:"routes,omitempty"`
+	Apps   map[string]json.RawMessage `json:"apps,omitempty"`
 }
 
 // Clone returns a copy that may be altered.
@@ -43,7 +44,7 @@ func (l *Layer) Clone() *Layer {
 	if l == nil {
 		return &Layer{}
 	}
-	return &Layer{Routes: maps.Clone(l.Routes)}
+	return &Layer{Routes: maps.Clone(l.Routes), Apps: maps.Clone(l.Apps)}
 }
 
 // Put sets a route after ParseRoute has accepted it.
@@ -66,21 +67,52 @@ func (l *Layer) Delete(name string) bool {
 	return ok
 }
 
+// PutApp sets an app after ParseApp has accepted it.
+func (l *Layer) PutApp(name string, body []byte) error {
+	app, err := ParseApp(name, body)
+	if err != nil {
+		return err
+	}
+	if l.Apps == nil {
+		l.Apps = map[string]json.RawMessage{}
+	}
+	l.Apps[name] = app
+	return nil
+}
+
+// DeleteApp removes an app and reports whether there was one.
+func (l *Layer) DeleteApp(name string) bool {
+	_, ok := l.Apps[name]
+	delete(l.Apps, name)
+	return ok
+}
+
 // A Conflict says that the API may not change an object because a file holds it.
 type Conflict struct {
+	Kind  string // "route" or "app"
 	Name  string
 	Where plan.Pos
 }
 
 func (c *Conflict) Error() string {
-	return fmt.Sprintf("route %q is written in %s:%d; change it there", c.Name, c.Where.File, c.Where.Line)
+	return fmt.Sprintf("%s %q is written in %s:%d; change it there", c.Kind, c.Name, c.Where.File, c.Where.Line)
 }
 
 // FileHolds returns a *Conflict when the route of that name comes from a file, else nil.
 func FileHolds(p *plan.Plan, name string) error {
 	for _, r := range p.Routes {
 		if r.Name == name && r.Source == plan.FromFile {
-			return &Conflict{Name: name, Where: p.Where["route/"+name]}
+			return &Conflict{Kind: "route", Name: name, Where: p.Where["route/"+name]}
+		}
+	}
+	return nil
+}
+
+// FileHoldsApp is FileHolds for the app of that name.
+func FileHoldsApp(p *plan.Plan, name string) error {
+	for _, a := range p.Apps {
+		if a.Name == name && a.Source == plan.FromFile {
+			return &Conflict{Kind: "app", Name: name, Where: p.Where["app/"+name]}
 		}
 	}
 	return nil

@@ -53,6 +53,7 @@ type load struct {
 	file     form.File
 	places   map[string]strict.Place // where the keys of file were written
 	refs     []ref
+	apiApps  map[string]form.App // of the API layer
 	errs     Errors
 	warnings []Warning
 	breath   plan.Breath
@@ -345,10 +346,13 @@ func (l *load) resolve(dir string) {
 	}
 }
 
-// addLayer notes the routes of the API.
+// addLayer notes the apps and routes of the API.
 func (l *load) addLayer(layer *Layer) {
 	if layer == nil {
 		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(layer.Apps)) {
+		l.addApp(name, layer.Apps[name])
 	}
 	for _, name := range slices.Sorted(maps.Keys(layer.Routes)) {
 		l.breathe()

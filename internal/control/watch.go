@@ -118,7 +118,7 @@ func revision(sources []config.Source, layer *config.Layer) string {
 		}
 		h.Write([]byte{0})
 	}
-	if layer != nil && len(layer.Routes) > 0 {
+	if layer != nil && len(layer.Routes)+len(layer.Apps) > 0 {
 		_ = json.NewEncoder(h).Encode(layer) // maps are written sorted, and a hash takes every write
 	}
 	return hex.EncodeToString(h.Sum(nil)[:6])

@@ -63,6 +63,29 @@ func (c *changes) DeleteRoute(ctx context.Context, name, match string) (*api.Cha
 	})
 }
 
+// PutApp makes or replaces an app of the API layer.
+func (c *changes) PutApp(ctx context.Context, name string, body []byte, match string) (*api.Change, error) {
+	return c.edit(ctx, match, func(l *config.Layer) error {
+		if err := config.FileHoldsApp(c.loop.Now().Plan, name); err != nil {
+			return err
+		}
+		return l.PutApp(name, body)
+	})
+}
+
+// DeleteApp takes an app out of the API layer: it ends, and its port is given back.
+func (c *changes) DeleteApp(ctx context.Context, name, match string) (*api.Change, error) {
+	return c.edit(ctx, match, func(l *config.Layer) error {
+		if err := config.FileHoldsApp(c.loop.Now().Plan, name); err != nil {
+			return err
+		}
+		if !l.DeleteApp(name) {
+			return &api.Problem{Title: "No such app", Status: http.StatusNotFound, Detail: "there is no app " + name + " in the API layer"}
+		}
+		return nil
+	})
+}
+
 // PutConfig replaces the API layer as a whole.
 func (c *changes) PutConfig(ctx context.Context, body []byte, match string) (*api.Change, error) {
 	var next config.Layer
@@ -75,6 +98,14 @@ func (c *changes) PutConfig(ctx context.Context, body []byte, match string) (*ap
 	}
 	return c.edit(ctx, match, func(l *config.Layer) error {
 		*l = config.Layer{}
+		for name, app := range next.Apps {
+			if err := config.FileHoldsApp(c.loop.Now().Plan, name); err != nil {
+				return err
+			}
+			if err := l.PutApp(name, app); err != nil {
+				return err
+			}
+		}
 		for name, route := range next.Routes {
 			if err := config.FileHolds(c.loop.Now().Plan, name); err != nil {
 				return err

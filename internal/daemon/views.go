@@ -224,7 +224,7 @@ func problemOf(err error) error {
 			Detail: "the configuration has " + strconv.Itoa(len(bad)) + " fault(s); nothing was changed", Errors: findings(bad),
 		}
 	case errors.As(err, &held):
-		return api.HeldByFile("route", held.Name, held.Where)
+		return api.HeldByFile(held.Kind, held.Name, held.Where)
 	}
 	return &api.Problem{
 		Type: api.Unavailable, Title: "The change could not be had", Status: http.StatusConflict,
