@@ -1,10 +1,7 @@
-//go:build pebble
-
 package acmetest
 
 import (
 	"encoding/pem"
-	"fmt"
 	"io"
 	"log"
 	"net"
@@ -136,5 +133,3 @@ func writeRoot(t testing.TB, s *httptest.Server) string {
 	}
 	return file
 }
-
-var _ = fmt.Sprint
