@@ -175,7 +175,8 @@ func (r *BodyReader) wait(p []byte) (int, error) {
 // without one. After a deadline it returns os.ErrDeadlineExceeded.
 func (r *BodyReader) Await() error {
 	w, ok := r.c.(interface{ Await() error })
-	if !ok || !r.open.Load() || r.err != nil || r.Buffered() > 0 {
+	ready := !r.open.Load() || r.err != nil || r.Buffered() > 0
+	if !ok || ready {
 		return nil
 	}
 	for late := true; late; {
