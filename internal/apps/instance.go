@@ -98,7 +98,7 @@ func (a *app) launch(another bool) *instance {
 }
 
 // begin starts an instance, in a goroutine of its own. It changes nothing but l.
-func (a *app) begin(ctx context.Context, out run.Output, spec *plan.App, another bool, sock *socket, l *launched) error {
+func (a *app) begin(ctx context.Context, out *tap, spec *plan.App, another bool, sock *socket, l *launched) error {
 	r := a.s.opt.Runner(spec)
 	if r == nil {
 		return &PreflightError{a.name, []error{errors.New("nothing on this machine runs apps of its kind")}}
@@ -108,6 +108,9 @@ func (a *app) begin(ctx context.Context, out run.Output, spec *plan.App, another
 	}
 	st := &run.Start{App: spec, Host: loopback.String(), URL: a.s.url(a.name), Listener: -1, Output: out, Handoff: func() error { return nil }}
 	if err := a.place(ctx, spec, another, st, l); err != nil {
+		return err
+	}
+	if err := out.expect(a.fill(spec.Ready.Log, l.at)); err != nil {
 		return err
 	}
 	if spec.Socket == "fd" {

@@ -178,10 +178,19 @@ type tap struct {
 func (o *output) tap(spec *plan.App) *tap {
 	t := &tap{out: o}
 	if spec.Ready.Log != "" {
-		t.want, _ = regexp.Compile(spec.Ready.Log) // one that is none was refused with the configuration
 		t.said = make(chan struct{})
 	}
 	return t
+}
+
+// expect names the line that says it is ready, before the first line can come.
+func (t *tap) expect(line string) error {
+	if line == "" {
+		return nil
+	}
+	var err error
+	t.want, err = regexp.Compile(line)
+	return err
 }
 
 // Line takes a line of the app.

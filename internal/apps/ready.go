@@ -32,6 +32,7 @@ func (a *app) probe(i *instance) {
 	ctx, cancel := context.WithTimeout(a.s.life, i.spec.Ready.Timeout)
 	i.cancel = cancel
 	q := &probes{a: a, i: i, ready: i.spec.Ready, at: i.at, run: i.run, tap: i.tap}
+	q.ready.Path = a.fill(q.ready.Path, i.at)
 	if i.adopted && i.ready {
 		q.ready.Log, q.tap = "", &tap{} // it has said so to an earlier daemon
 	}
@@ -43,6 +44,18 @@ func (a *app) probe(i *instance) {
 		}
 		a.post(func() { a.probed(i, err) })
 	})
+}
+
+// fill puts what only a start knows into a text of the entry.
+func (a *app) fill(text string, at plan.Addr) string {
+	if !strings.Contains(text, "${") {
+		return text
+	}
+	port := ""
+	if at.Port != 0 {
+		port = strconv.Itoa(int(at.Port))
+	}
+	return strings.NewReplacer("${PORT}", port, "${HOST}", loopback.String(), "${SOCKET}", at.Path, "${QUAYMASTER_URL}", a.s.url(a.name)).Replace(text)
 }
 
 // probes are what asks one instance; nothing in it changes.
@@ -188,7 +201,8 @@ func (a *app) check(i *instance) {
 	ctx, cancel := context.WithCancel(a.s.life)
 	i.stopHealth()
 	i.health = cancel
-	at := i.at
+	at, own := i.at, *h
+	own.Path = a.fill(h.Path, at)
 	a.aside(func(context.Context) {
 		timer := time.NewTimer(h.Interval)
 		defer timer.Stop()
@@ -199,7 +213,7 @@ func (a *app) check(i *instance) {
 				return
 			case <-timer.C:
 			}
-			err := healthy(ctx, at, h)
+			err := healthy(ctx, at, &own)
 			if ctx.Err() != nil {
 				return
 			}
