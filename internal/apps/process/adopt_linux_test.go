@@ -1,10 +1,15 @@
 package process
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -27,6 +32,16 @@ func gone(t *testing.T, pid int) {
 	}
 }
 
+// busyTime is what a process has used of a processor.
+func busyTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	p, ok := readProc(pid)
+	if !ok || p.dead {
+		t.Fatal("the app has ended with its daemon")
+	}
+	return p.cpu
+}
+
 // changed is a record with other data.
 func changed(t *testing.T, rec run.Record, f func(*data)) run.Record {
 	t.Helper()
@@ -37,6 +52,59 @@ func changed(t *testing.T, rec run.Record, f func(*data)) run.Record {
 	f(&d)
 	rec.Data, _ = json.Marshal(d)
 	return rec
+}
+
+func TestA07_AnAppSurvivesTheKillOfItsDaemonAndLosesNoLine(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	dead := exec.Command("/proc/self/exe", "daemon", r.opt.Dir)
+	said, err := dead.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dead.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var first []string
+	var rec run.Record
+	sc := bufio.NewScanner(said)
+	for sc.Scan() {
+		if text, is := strings.CutPrefix(sc.Text(), "record "); is {
+			if err := json.Unmarshal([]byte(text), &rec); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		first = append(first, sc.Text())
+		if len(first) == pausing { // it has nothing in hand
+			_ = dead.Process.Kill()
+		}
+	}
+	_ = dead.Wait()
+	if err := os.WriteFile(filepath.Join(r.opt.Dir, "go"), nil, 0o600); err != nil { // the app goes on with nobody to hear it
+		t.Fatal(err)
+	}
+	if rec.PID == 0 || len(first) != pausing {
+		t.Fatalf("record %+v after %q", rec, first)
+	}
+	for before := busyTime(t, rec.PID); busyTime(t, rec.PID) == before; { // it has gone on
+		time.Sleep(5 * time.Millisecond)
+	}
+	out := newOutput()
+	i, err := r.Adopt(t.Context(), rec, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.until(t, fmt.Sprintf("out: tick %d", len(first)+30))
+	if e := stop(t, i, plan.AppStop{Signal: "TERM", Timeout: patience}); !e.Lost {
+		t.Errorf("%v", e)
+	}
+	if alive(rec.PID) {
+		t.Error("it is alive")
+	}
+	if whole := strings.Join(append(first, out.all()...), "\n"); !inOrder(whole) {
+		t.Errorf("lines are missing:\n%s", whole)
+	}
 }
 
 func TestA07_AReusedPidIsNotSignalled(t *testing.T) {
@@ -85,6 +153,10 @@ func TestA07_WhatALeaderLeftBehindIsEndedByTheNextDaemon(t *testing.T) {
 		gone(t, pid) // reaped, though it was left
 		later := New(r.opt)
 		later.groups = groups
+		unproven := changed(t, i.Record(), func(d *data) { d.Pipe, d.Group = "", "" })
+		if _, err := later.Adopt(t.Context(), unproven, newOutput()); !errors.Is(err, run.ErrGone) || !alive(rest[0].pid) && !alive(rest[1].pid) {
+			t.Errorf("%s: those that nothing proves to be ours: %v", name, err)
+		}
 		if _, err := later.Adopt(t.Context(), i.Record(), newOutput()); !errors.Is(err, run.ErrGone) {
 			t.Errorf("%s: %v", name, err)
 		}

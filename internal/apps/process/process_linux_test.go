@@ -2,11 +2,13 @@ package process
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/quaymaster/quaymaster/internal/apps/launch"
 	"github.com/quaymaster/quaymaster/internal/apps/run"
@@ -30,12 +34,36 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, launch.Become(link))
 		os.Exit(1)
 	}
+	if len(os.Args) == 3 && os.Args[1] == "daemon" {
+		daemon(os.Args[2])
+		os.Exit(1)
+	}
 	if len(os.Args) >= 2 && os.Args[1] == "app" {
 		app(os.Args[2:])
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
+
+// daemon starts an app that ticks, says what it hears, and first of all the record, and never ends by itself.
+func daemon(dir string) {
+	self, _ := os.Executable()
+	r := New(Options{Launcher: "/proc/self/exe", Args: []string{"launch"}, Dir: dir})
+	i, err := r.Start(context.Background(), &run.Start{
+		App: &plan.App{Name: "web", Command: []string{self, "app", "tick=" + filepath.Join(dir, "go")}}, Listener: -1, Output: printer{},
+	})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	text, _ := json.Marshal(i.Record())
+	fmt.Printf("record %s\n", text)
+	<-i.Done()
+}
+
+type printer struct{}
+
+func (printer) Line(_ time.Time, _ bool, text []byte) { fmt.Printf("out: %s\n", text) }
 
 // app is a program that does what its arguments say, one after the other.
 func app(words []string) {
@@ -92,13 +120,26 @@ func app(words []string) {
 		case "tick":
 			for i := 0; ; i++ {
 				fmt.Println("tick", i)
-				time.Sleep(5 * time.Millisecond)
+				if i+1 == pausing {
+					for !there(arg) {
+						time.Sleep(5 * time.Millisecond)
+					}
+				}
+				time.Sleep(time.Millisecond)
 			}
 		default:
 			fmt.Println("what is", w, n)
 			os.Exit(99)
 		}
 	}
+}
+
+// pausing is the number of ticks after which a file is waited for, if one is named.
+const pausing = 30
+
+func there(file string) bool {
+	_, err := os.Stat(file)
+	return file == "" || err == nil
 }
 
 // output is what an app has said.
