@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	probeFirst = 10 * time.Millisecond // between two probes; it grows
+	probeFirst = 5 * time.Millisecond // between two probes; it grows with the time that the app has taken
+	probeShare = 50                   // to this part of it
 	probeMost  = 500 * time.Millisecond
 	probeLimit = 2 * time.Second // for one
 	probeHead  = 16 << 10        // of an answer
@@ -71,7 +72,7 @@ type probes struct {
 // untilReady returns nil when the instance serves, or why it did not in time.
 func (q *probes) untilReady(ctx context.Context) error {
 	var last error
-	pause := probeFirst
+	begun := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -96,8 +97,7 @@ func (q *probes) untilReady(ctx context.Context) error {
 			q.a.post(func() { q.a.waits(q.i, err.Error()) })
 		}
 		last = err
-		timer.Reset(pause)
-		pause = min(pause*3/2, probeMost)
+		timer.Reset(min(max(time.Since(begun)/probeShare, probeFirst), probeMost))
 	}
 }
 

@@ -133,7 +133,7 @@ func (l *load) app(name string, f *form.App, dir string) *plan.App {
 			Max: f.Restart.Max, Within: time.Duration(f.Restart.Within), MinUptime: time.Duration(f.Restart.MinUptime),
 		},
 		Stop:   plan.AppStop{Signal: string(f.Stop.Signal), Timeout: time.Duration(f.Stop.Timeout)},
-		Limits: plan.AppLimits{NoFile: uint64(f.Limits.NoFile)},
+		Limits: plan.AppLimits{CPU: float64(f.Limits.CPU), Memory: int64(f.Limits.Memory), NoFile: uint64(f.Limits.NoFile)},
 		Logs:   plan.AppLogs{Lines: f.Logs.Lines, Files: f.Logs.Files},
 	}
 	switch {

@@ -212,7 +212,7 @@ func appEffects(out map[string][2]string) {
 		"dir": "sub", "user": "nobody", "env": "{A: b}", "env_required": "[A]", "inherit_env": "true", "port": "3000", "socket": "fd", "on_port_busy": "fail",
 		"ready.http": "/x", "ready.log": "x", "ready.timeout": "1", "restart.policy": "no", "restart.backoff": "2", "restart.max_backoff": "40", "restart.max": "2",
 		"restart.within": "1", "restart.min_uptime": "1", "stop.signal": "INT", "stop.timeout": "1", "start": "on_request", "idle_stop": "1", "depends_on": "[db]",
-		"limits.nofile": "10", "logs.lines": "1", "logs.files": "1",
+		"limits.nofile": "10", "limits.cpu": "0.5", "limits.memory": "1GiB", "logs.lines": "1", "logs.files": "1",
 	} {
 		out["apps."+key] = [2]string{app(", " + nest(key, value)), app("")}
 	}
@@ -311,7 +311,6 @@ func TestWhatIsNotInThisVersionIsRefused(t *testing.T) {
 		"Match":       "routes: [{match: {ports: [80], %s}, action: {block: }}]\n",
 		"Action":      "routes: [{match: {ports: [80]}, action: {targets: [\"a:1\"], %s}}]\n",
 		"App":         "apps: {web: {command: x, %s}}\n",
-		"AppLimits":   "apps: {web: {command: x, limits: {%s}}}\n",
 		"Target":      "routes: [{match: {ports: [80]}, action: {targets: [\"%s://a:1\"]}}]\n",
 		"TLS":         "routes: [{match: {ports: [80]}, action: {targets: [\"a:1\"], tls: {%s}}}]\n",
 		"HealthCheck": "routes: [{match: {ports: [80]}, action: {targets: [\"a:1\"], health_check: {http: /x, %s}}}]\n",

@@ -10,7 +10,6 @@ var notYet = map[string][]string{
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},
 	"Action":      {"protocol=h2", "protocol=h2c"},
 	"App":         {"image", "container_port", "preview", "on_port_busy=take_over"},
-	"AppLimits":   {"cpu", "memory"},
 	"TLS":         {"alpn=h2"},
 	"HealthCheck": {"grpc"},
 	"Security":    {"basic_auth", "forward_auth"},

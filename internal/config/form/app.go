@@ -1,8 +1,10 @@
 package form
 
 import (
+	"math"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -135,6 +137,10 @@ func (a *AppStop) Defaults() { a.Signal, a.Timeout = "TERM", Duration(10*time.Se
 
 // AppLimits bound an app.
 type AppLimits struct {
+	// Processors, also a part of one: `1`, `0.5`. 0 is no limit. It needs a control group of ours: the shipped unit has one.
+	CPU Processors `yaml:"cpu"`
+	// Memory of the app and all it starts; it is ended when it takes more. 0 is no limit. It needs a control group too.
+	Memory Size `yaml:"memory"`
 	// Open files. 0 is what the daemon was started with.
 	NoFile int `yaml:"nofile" range:"0..10000000"`
 }
@@ -308,5 +314,18 @@ func (a *SignalName) ReadText(s string) error {
 	if !slices.Contains(signals, string(*a)) {
 		return strict.Faultf("write "+strings.Join(signals, ", "), "%q is no signal that ends a program", short(s))
 	}
+	return nil
+}
+
+// Processors is a number of processors: `1`, `0.5`.
+type Processors float64
+
+// ReadText reads it.
+func (p *Processors) ReadText(s string) error {
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.IsNaN(f) || f < 0 || f > 4096 {
+		return strict.Faultf("write 1, 0.5 or the like", "%q is no number of processors", short(s))
+	}
+	*p = Processors(f)
 	return nil
 }
