@@ -83,12 +83,13 @@ func TestTenThousandSitesLoadQuickly(t *testing.T) {
 		}
 	}
 	t.Logf("first load %v, change of 100 %v", first, change)
-	if first > 500*time.Millisecond || change > 120*time.Millisecond {
-		t.Errorf("first load took %v (at most 500ms), a change of 100 sites %v (at most 120ms)", first, change)
+	if first > time.Second || change > 250*time.Millisecond {
+		t.Errorf("first load took %v (at most 1s), a change of 100 sites %v (at most 250ms)", first, change)
 	}
 }
 
-// TestTenThousandRoutesLoadQuickly holds config's share of the promise about large configurations.
+// TestTenThousandRoutesLoadQuickly holds config's share of the promise about large configurations, on a machine half as
+// fast as the one it was made on.
 func TestTenThousandRoutesLoadQuickly(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		t.Skip("measures time")
@@ -120,8 +121,8 @@ func TestTenThousandRoutesLoadQuickly(t *testing.T) {
 		}
 	}
 	t.Logf("first load %v, change of 100 %v", first, change)
-	if first > 300*time.Millisecond || change > 60*time.Millisecond {
-		t.Errorf("first load took %v (at most 300ms), a change of 100 routes %v (at most 60ms)", first, change)
+	if first > 600*time.Millisecond || change > 150*time.Millisecond {
+		t.Errorf("first load took %v (at most 600ms), a change of 100 routes %v (at most 150ms)", first, change)
 	}
 }
 

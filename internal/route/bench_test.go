@@ -168,8 +168,8 @@ func TestALargePlanCompilesInTime(t *testing.T) {
 		mustCompile(t, p)
 		best = min(best, time.Since(start))
 	}
-	// The budget is 60 ms; the race detector and a busy machine are given five times that.
-	if best > 300*time.Millisecond {
+	// The budget is 60 ms; the race detector and a busy machine are given ten times that.
+	if best > 600*time.Millisecond {
 		t.Errorf("10,000 routes took %s", best)
 	}
 }
