@@ -543,3 +543,46 @@ func TestT13_OneChallengeRouteAPortAndNoTokenLeftBehind(t *testing.T) {
 		t.Errorf("%d %q %v", code, body, err)
 	}
 }
+
+func TestExamplesOfACMEServeHTTPS(t *testing.T) {
+	target := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "target of "+r.Host) }))
+	t.Cleanup(target.Close)
+	for example, names := range map[string][]string{
+		"acme-http01.yaml":     {"app.example.com", "admin.app.example.com"},
+		"acme-alpn.yaml":       {"app.example.com"},
+		"acme-private-ca.yaml": {"wiki.internal"},
+	} {
+		t.Run(example, func(t *testing.T) {
+			t.Parallel()
+			text, err := os.ReadFile("../../examples/" + example)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newSite(t, acmetest.Options{RejectNonces: 10})
+			q := prepare(t, string(text))
+			q.runEnv([]string{
+				"ACME_DIRECTORY=" + s.Directory, "ACME_CA_ROOT=" + s.Root, "SITE=" + names[0], "TARGET=" + target.Listener.Addr().String(),
+				fmt.Sprintf("HTTP_PORT=%d", s.http), fmt.Sprintf("HTTPS_PORT=%d", s.tls),
+			})
+			q.serving()
+			for _, name := range names {
+				q.until(name+" is served with its certificate", func() bool { return s.serial(name) != "" })
+				client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+					TLSClientConfig: &tls.Config{ServerName: name, RootCAs: s.pool}, DisableKeepAlives: true,
+					DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+						return (&net.Dialer{}).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", s.tls))
+					},
+				}}
+				res, err := client.Get("https://" + name + "/")
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(res.Body)
+				_ = res.Body.Close()
+				if err != nil || res.StatusCode != 200 || !strings.HasPrefix(string(body), "target of ") {
+					t.Errorf("%s: %d %q %v", name, res.StatusCode, body, err)
+				}
+			}
+		})
+	}
+}
