@@ -149,8 +149,17 @@ func TestA07_AppsGoOverInAnUpgrade(t *testing.T) {
 	t.Parallel()
 	port, leases := freePort(t), freePorts(t, 4)
 	q := startApps(t, fmt.Sprintf("app_ports: %d-%d\n", leases, leases+3)+appSites(port, "a", "b")+"apps:\n"+
-		appEntry(t, "a", "ticks serve")+appEntry(t, "b", "serve", "socket: fd", "ready: {http: /}"))
-	a, b := q.appIs("a", "ready"), q.appIs("b", "ready")
+		appEntry(t, "a", "ticks serve")+appEntry(t, "b", "serve", "socket: fd", "ready: {http: /}")+appEntry(t, "off", "serve"))
+	a, b, off := q.appIs("a", "ready"), q.appIs("b", "ready"), q.appIs("off", "ready").Port
+	if out, code := q.cli("apps", "stop", "off"); code != 0 {
+		t.Fatal(out)
+	}
+	hold, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)) // keeps the process before alive while it drains
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hold.Close() }()
+	fmt.Fprint(hold, "GET /drip HTTP/1.1\r\nHost: a.test\r\n\r\n")
 	q.ticked("a", 3)
 	for range 2 {
 		q.upgrade()
@@ -164,6 +173,21 @@ func TestA07_AppsGoOverInAnUpgrade(t *testing.T) {
 			}
 		}
 		q.ticked("a", ticksOf(t, q.said("a", "lines=1000"))+3)
+	}
+	// The port of what is stopped is held by the new one, and the socket that an app had is opened anew, though the process
+	// before is still there.
+	var list []api.Lease
+	q.get("/v1/leases", &list)
+	for _, l := range list {
+		if l.Name == "off" && (l.State != "held" || l.Port != off) {
+			t.Errorf("%+v, want port %d held", l, off)
+		}
+	}
+	if out, code := q.cli("apps", "start", "off"); code != 0 || q.app("off").Port != off {
+		t.Errorf("%s, on port %d, want %d", out, q.app("off").Port, off)
+	}
+	if out, code := q.cli("apps", "restart", "b"); code != 0 || q.app("b").Port != b.Port {
+		t.Errorf("%s, on port %d, want %d", out, q.app("b").Port, b.Port)
 	}
 	// One that fails leaves the apps with the daemon that goes on.
 	if out, code := q.cli("upgrade", "--binary", "/bin/false"); code == 0 {

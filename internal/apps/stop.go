@@ -18,7 +18,11 @@ const lastGrace = 2 * time.Second
 func (s *Apps) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
+	first := s.first
 	s.mu.Unlock()
+	if first {
+		return nil // nothing was begun: what an earlier daemon has left goes on
+	}
 	list := s.all()
 	for _, a := range list {
 		a.post(a.shut)
@@ -132,6 +136,7 @@ func (s *Apps) Leave() {
 				i.run.Leave()
 			}
 		}
+		a.dropSocket() // the app has it still; whoever starts the next one opens another
 	}
 }
 

@@ -28,7 +28,7 @@ func (d *Daemon) newEngine() *engine.Engine {
 func (d *Daemon) newLeases(e *engine.Engine, log *slog.Logger) *leases.Leases {
 	return leases.New(leases.Options{
 		Store: d.state, Published: e.Published, Events: d.leaseEvent, Log: log, Registry: d.metrics,
-		Runs: func(name string, port uint16) bool { return d.apps.Has(name, port) },
+		Runs: func(name string, port uint16) bool { return d.heir != nil || d.apps.Has(name, port) },
 	})
 }
 

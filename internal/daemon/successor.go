@@ -192,6 +192,7 @@ func (d *Daemon) takenOver() {
 		return
 	}
 	d.ports.Admit()
+	d.leases.Regain(d.life, d.apps.Has)
 	from := d.heir.from
 	if err := d.heir.link.Send(sayServing, nil); err != nil {
 		d.log.Warn("the process before ended in the middle of the upgrade", "pid", from.PID, "err", err)

@@ -99,6 +99,7 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 	if err == nil {
 		give.Pause()
 		d.apps.Leave()
+		d.leases.Leave()
 		err = d.letGo(link)
 	}
 	if err == nil && !cut() {

@@ -241,6 +241,7 @@ func (ls *Leases) recover(wanted map[uint16]string) {
 		case ls.opt.Runs != nil && ls.opt.Runs(l.name, l.port):
 			ls.mu.Lock()
 			l.to(InUse, nil)
+			l.given = true
 			ls.mu.Unlock()
 			ls.announce(l)
 		case l.take() == nil:

@@ -38,6 +38,7 @@ type Lease struct {
 	before   *Lease    // while Provisional: the lease that this one replaces
 	replaced bool      // the name has a newer lease
 	leaving  bool      // being released: on the disk it is gone already
+	given    bool      // taken over from an earlier daemon, and not asked for since
 	err      *BusyError
 }
 
@@ -110,6 +111,9 @@ func (l *Lease) Release(ctx context.Context) error {
 
 // again is asked when the name asks anew: a busy port may have become free.
 func (l *Lease) again() error {
+	l.ls.mu.Lock()
+	l.given = false
+	l.ls.mu.Unlock()
 	if l.State() != Busy {
 		return nil
 	}

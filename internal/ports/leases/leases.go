@@ -369,10 +369,47 @@ func (ls *Leases) Suspend(ctx context.Context) (resume func(), err error) {
 	ls.refuse = ErrFrozen
 	return func() {
 		ls.mu.Lock()
-		defer ls.mu.Unlock()
 		ls.refuse = was
 		ls.poke()
+		ls.mu.Unlock()
+		ls.rehold(context.Background(), func(l *Lease) bool { return l.state == Held && l.probe == nil })
 	}, nil
+}
+
+// Leave lets go of every port that is held, after Suspend, so that the process which takes over can hold them. resume holds
+// them again.
+func (ls *Leases) Leave() {
+	ls.mu.Lock()
+	var over []io.Closer
+	for _, l := range ls.byPort {
+		if l.state == Held && l.probe != nil {
+			over = append(over, l.probe)
+			l.probe = nil
+		}
+	}
+	ls.mu.Unlock()
+	closeAll(over)
+}
+
+// Regain holds the ports of the process before, which has let go of them, but for those that an app runs on.
+func (ls *Leases) Regain(ctx context.Context, runs func(name string, port uint16) bool) {
+	ls.rehold(ctx, func(l *Lease) bool { return l.given && l.state == InUse && !runs(l.name, l.port) })
+}
+
+// rehold binds the ports of leases again.
+func (ls *Leases) rehold(ctx context.Context, which func(*Lease) bool) {
+	if ls.lock(ctx) != nil {
+		return
+	}
+	defer ls.unlock()
+	for _, l := range ls.list() {
+		ls.mu.Lock()
+		wanted := which(l)
+		ls.mu.Unlock()
+		if wanted {
+			_ = l.take() // one that is busy says so where it is listed
+		}
+	}
 }
 
 // poke makes Run look whether there is something to do.
