@@ -66,6 +66,7 @@ type app struct {
 	exits    []time.Time // that nobody had asked for, within Restart.Within
 	delay    time.Duration
 	pause    time.Time // nothing is started before
+	now      time.Time // of the step
 	stuck    State     // CrashLooping or Failed, until somebody changes something
 	why      string    // of stuck and pause
 	busy     int       // ports in a row that were taken

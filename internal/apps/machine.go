@@ -228,6 +228,7 @@ func (a *app) step() {
 	if !a.begins {
 		return
 	}
+	a.now = time.Now() // one moment for all, so that no clock is missed between two looks at it
 	a.recall()
 	a.drowse()
 	if a.want == nil || !a.on || a.redo {
@@ -288,7 +289,7 @@ func (a *app) upward() {
 		a.retire(a.next)
 	}
 	switch {
-	case a.cur != nil, len(a.adopt) > 0, a.working > 0, a.stuck != "", time.Now().Before(a.pause):
+	case a.cur != nil, len(a.adopt) > 0, a.working > 0, a.stuck != "", a.now.Before(a.pause):
 	case slices.ContainsFunc(a.old, func(i *instance) bool { return !a.apart(i) }):
 	case len(a.waitsFor()) > 0:
 	default:
@@ -413,7 +414,7 @@ func (a *app) state() (State, string) {
 		return Stopped, "out of the configuration"
 	case a.stuck != "":
 		return a.stuck, a.why
-	case a.on && time.Now().Before(a.pause):
+	case a.on && a.now.Before(a.pause):
 		return BackingOff, a.why
 	case a.on:
 		if list := a.waitsFor(); len(list) > 0 {
@@ -462,10 +463,8 @@ func words(s State) string { return strings.ReplaceAll(string(s), "-", "_") }
 func (a *app) rest() {
 	next := time.Hour
 	soon := func(d time.Duration) { next = max(min(next, d), time.Millisecond) }
-	if a.on && !a.pause.IsZero() && a.cur == nil {
-		if d := time.Until(a.pause); d > 0 {
-			soon(d)
-		}
+	if a.on && a.cur == nil && a.now.Before(a.pause) {
+		soon(time.Until(a.pause))
 	}
 	if a.want != nil && a.want.IdleStop > 0 && a.cur != nil && a.cur.phase == serving {
 		soon(max(a.want.IdleStop/8, 20*time.Millisecond))
