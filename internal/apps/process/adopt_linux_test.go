@@ -271,3 +271,72 @@ func TestLimitsThatCannotBeSetAreSaid(t *testing.T) {
 		t.Error("a foreign folder is a control group of ours")
 	}
 }
+
+func TestProcessOneReapsWhatAppsLeaveToIt(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root makes a namespace for it")
+	}
+	out, err := exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", me(t).Command[0], "init", t.TempDir()).CombinedOutput()
+	if !strings.Contains(string(out), "reaped") {
+		t.Errorf("%s%v", out, err)
+	}
+}
+
+func TestNobodyIsToldTwiceToEnd(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	self := me(t).Command[0]
+	for range 5 {
+		i, out := start(t, r, &plan.App{Name: "web", Command: []string{"sh", "-c", `trap "" TERM; "$0" app count & "$0" app count`, self}})
+		for counting := 0; counting < 2; {
+			select {
+			case <-out.more:
+			case <-time.After(patience):
+				t.Fatalf("%q", out.all())
+			}
+			counting = 0
+			for _, l := range out.all() {
+				if l == "out: counting" {
+					counting++
+				}
+			}
+		}
+		stop(t, i, plan.AppStop{Signal: "TERM", Timeout: 300 * time.Millisecond})
+		if n := strings.Count(strings.Join(out.all(), "\n"), "out: term"); n > 2 {
+			t.Errorf("%d were told: %q", n, out.all())
+		}
+	}
+}
+
+// slow takes its first line when it is let.
+type slow struct {
+	*output
+	let chan struct{}
+}
+
+func (s *slow) Line(at time.Time, stderr bool, text []byte) {
+	<-s.let
+	s.output.Line(at, stderr, text)
+}
+
+func TestWhatIsInThePipeAtTheEndIsRead(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	out := &slow{newOutput(), make(chan struct{})}
+	script := "echo one; sleep 0.3; n=0; while [ $n -lt 500 ]; do echo line $n; n=$((n+1)); done"
+	i, err := r.Start(t.Context(), &run.Start{App: &plan.App{Name: "web", Command: []string{"sh", "-c", script}}, Listener: -1, Output: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for late := time.Now().Add(patience); !i.(*instance).pipes.out.drain.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatal("it does not end")
+		}
+	}
+	close(out.let)
+	done(t, i)
+	if got := out.all(); len(got) != 501 || got[500] != "out: line 499" {
+		t.Errorf("%d lines", len(got))
+	}
+}

@@ -69,9 +69,7 @@ func (i *instance) read(p *pipe, stderr bool) {
 // follow waits for the end of the leader, sees to the rest of its group, and closes done.
 func (i *instance) follow() {
 	defer i.work.Done()
-	select {
-	case <-i.leader.exited:
-	case <-i.left:
+	if !i.live() {
 		return
 	}
 	at := time.Now()
@@ -122,6 +120,22 @@ func makeRoom(socket string, u *account) (string, error) {
 		err = os.Lchown(dir, u.uid, u.gid)
 	}
 	return dir, err
+}
+
+// live waits for the end of the leader. It reports false when the instance was left.
+func (i *instance) live() bool {
+	sweep, end := i.r.sweeper()
+	defer end()
+	for {
+		select {
+		case <-i.leader.exited:
+			return true
+		case <-i.left:
+			return false
+		case <-sweep:
+			i.r.sweep()
+		}
+	}
 }
 
 // end waits until the group is gone, and ends it when its time is over: at once for what was killed, else after the grace

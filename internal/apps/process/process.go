@@ -42,6 +42,10 @@ type Runner struct {
 	mu   sync.Mutex // guards what follows
 	ours map[int]*leader
 	said map[string]bool // what was said about limits, by app
+
+	every   time.Duration // between two sweeps; does not change
+	swept   time.Time
+	zombies map[int]uint64 // that the sweep before has seen, and their start times
 }
 
 // New returns a Runner that runs nothing.
@@ -49,7 +53,7 @@ func New(o Options) *Runner {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Runner{opt: o, groups: findGroups(), ours: make(map[int]*leader), said: make(map[string]bool)}
+	return &Runner{opt: o, groups: findGroups(), every: sweepEvery, ours: make(map[int]*leader), said: make(map[string]bool)}
 }
 
 // data is what a later daemon needs to know besides the pid.

@@ -38,6 +38,10 @@ func TestMain(m *testing.M) {
 		daemon(os.Args[2])
 		os.Exit(1)
 	}
+	if len(os.Args) == 3 && os.Args[1] == "init" {
+		one(os.Args[2])
+		os.Exit(0)
+	}
 	if len(os.Args) >= 2 && os.Args[1] == "app" {
 		app(os.Args[2:])
 		os.Exit(0)
@@ -59,6 +63,39 @@ func daemon(dir string) {
 	text, _ := json.Marshal(i.Record())
 	fmt.Printf("record %s\n", text)
 	<-i.Done()
+}
+
+// one is process 1: it runs an app that leaves orphans to it, and says when those were there and were reaped.
+func one(dir string) {
+	r := New(Options{Launcher: "/proc/self/exe", Args: []string{"launch"}, Dir: dir})
+	r.every = 50 * time.Millisecond
+	_, err := r.Start(context.Background(), &run.Start{
+		App:      &plan.App{Name: "web", Command: []string{"sh", "-c", "for n in 1 2 3; do (setsid sh -c 'sleep 0.3' &); done; sleep 100"}},
+		Listener: -1, Output: printer{},
+	})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	orphans := func() (n int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, p := range r.table.since(time.Now()) {
+			if p.parent == 1 && r.ours[p.pid] == nil {
+				n++
+			}
+		}
+		return n
+	}
+	for most, late := 0, time.Now().Add(patience); time.Now().Before(late); time.Sleep(5 * time.Millisecond) {
+		n := orphans()
+		most = max(most, n)
+		if most == 3 && n == 0 {
+			fmt.Println("reaped")
+			return
+		}
+	}
+	fmt.Println("left:", orphans())
 }
 
 type printer struct{}
@@ -111,6 +148,13 @@ func app(words []string) {
 			c.Close()
 		case "burn":
 			for until := time.Now().Add(300 * time.Millisecond); time.Now().Before(until); {
+			}
+		case "count":
+			terms := make(chan os.Signal, 10)
+			signal.Notify(terms, syscall.SIGTERM)
+			fmt.Println("counting")
+			for range terms {
+				fmt.Println("term")
 			}
 		case "exit":
 			code, _ := strconv.Atoi(arg)
