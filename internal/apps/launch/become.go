@@ -25,6 +25,7 @@ func Become(link int) error {
 	}
 	unix.CloseOnExec(link)
 	f := os.NewFile(uintptr(link), "launch")
+	_, _ = io.WriteString(f, "\n") // we are there
 	err = become(f, link)
 	_, _ = io.WriteString(f, err.Error()) // nobody to tell is nobody to care
 	_ = f.Close()

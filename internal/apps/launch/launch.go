@@ -50,6 +50,9 @@ type Spec struct {
 	NoFile  *NoFile  `json:"nofile,omitempty"` // nil: as we were started
 	Group   string   `json:"group,omitempty"`  // folder of the control group that it enters first; "": it stays in ours
 
+	// Before is called when there is a process that only has to become the program. An error of it ends that.
+	Before func() error `json:"-"`
+
 	Sockets []Socket `json:"sockets,omitempty"`
 	In      int      `json:"-"` // descriptors of ours, that stay ours; -1: /dev/null
 	Out     int      `json:"-"`
@@ -101,7 +104,7 @@ func Start(launcher string, args []string, s *Spec) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("start %s by way of %s: %w", s.Path, launcher, err)
 	}
-	if err := hear(ours, text); err != nil {
+	if err := hear(ours, text, s.Before); err != nil {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		reap(pid)
 		return 0, fmt.Errorf("start %s: %w", s.Path, err)
@@ -158,10 +161,20 @@ func (s *Spec) fork(launcher string, args []string, link int) (int, error) {
 	})
 }
 
-// hear sends the spec and waits until the other end is closed on exec, or says why it came to nothing.
-func hear(c *net.UnixConn, spec []byte) error {
+// hear waits until the launcher is there, sends the spec, and waits until the other end is closed on exec, or says why it
+// came to nothing.
+func hear(c *net.UnixConn, spec []byte, before func() error) error {
 	_ = c.SetDeadline(time.Now().Add(within))
-	_, failed := c.Write(spec)
+	var there [1]byte
+	_, failed := io.ReadFull(c, there[:])
+	if failed == nil && before != nil {
+		if err := before(); err != nil {
+			return err
+		}
+	}
+	if failed == nil {
+		_, failed = c.Write(spec)
+	}
 	if failed == nil {
 		failed = c.CloseWrite()
 	}

@@ -293,7 +293,7 @@ func TestA09_LongLinesAndPartialWritesComeWhole(t *testing.T) {
 	}
 }
 
-func TestA17_ATakenPortIsSaidByTheAppThatWantedIt(t *testing.T) {
+func TestATakenPortIsSaidByTheAppThatWantedIt(t *testing.T) {
 	t.Parallel()
 	r := runner(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -323,5 +323,27 @@ func TestA17_ATakenPortIsSaidByTheAppThatWantedIt(t *testing.T) {
 		if got == nil || got.Port != port || got.Text == "" {
 			t.Errorf("%s said %q: %v", name, out.all(), got)
 		}
+	}
+}
+
+func TestThePortIsLetGoWhenTheProcessIsThere(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	waiting := 0
+	i, _ := start(t, r, me(t, "exit=0"), func(s *run.Start) {
+		s.Handoff = func() error {
+			var list table
+			for pid, p := range list.since(time.Now()) {
+				line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+				if err == nil && p.parent == os.Getpid() && strings.HasPrefix(string(line), "quaymaster\x00launch\x00") {
+					waiting++
+				}
+			}
+			return nil
+		}
+	})
+	done(t, i)
+	if waiting == 0 {
+		t.Error("the port was let go before there was a process")
 	}
 }

@@ -114,11 +114,7 @@ func (r *Runner) launch(i *instance, s *run.Start, u *account) error {
 	if err := i.pipes.open(); err != nil {
 		return err
 	}
-	if s.Handoff != nil {
-		if err := s.Handoff(); err != nil {
-			return err
-		}
-	}
+	spec.Before = s.Handoff
 	pid, err := launch.Start(r.opt.Launcher, r.opt.Args, spec)
 	if err != nil {
 		return err
