@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -338,5 +339,46 @@ func TestWhatIsInThePipeAtTheEndIsRead(t *testing.T) {
 	done(t, i)
 	if got := out.all(); len(got) != 501 || got[500] != "out: line 499" {
 		t.Errorf("%d lines", len(got))
+	}
+}
+
+func TestAKillForMemoryIsToldByTheControlGroup(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{"low 0\noom 1\noom_kill 0\n": false, "low 0\noom 1\noom_kill 2\noom_group_kill 0\n": true, "": false} {
+		g := group{t.TempDir()} // with the file as the kernel has it
+		if err := os.WriteFile(filepath.Join(g.path, "memory.events"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := g.oom(); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+func TestFiftyAtOnceEndAsTheyShould(t *testing.T) {
+	t.Parallel()
+	r := runner(t)
+	var work sync.WaitGroup
+	for n := range 50 {
+		work.Add(1)
+		go func() {
+			defer work.Done()
+			out := newOutput()
+			i, err := r.Start(t.Context(), &run.Start{App: me(t, "say=up", fmt.Sprintf("exit=%d", n)), Listener: -1, Output: out})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			<-i.Done()
+			if e := i.Exit(); e.Code != n || !slices.Equal(out.all(), []string{"out: up"}) {
+				t.Errorf("number %d: %v, %q", n, e, out.all())
+			}
+		}()
+	}
+	work.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.ours) > 0 {
+		t.Errorf("%d are still known", len(r.ours))
 	}
 }
