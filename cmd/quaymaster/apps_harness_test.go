@@ -215,6 +215,7 @@ func serveApp(has func(string) bool) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	fmt.Println("now listening")
 	mux := http.NewServeMux()
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -255,6 +256,9 @@ func serveApp(has func(string) bool) {
 	}
 	go func() { _ = srv.Serve(l) }()
 	<-stop
+	if has("abrupt") {
+		os.Exit(0)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	_ = srv.Shutdown(ctx)

@@ -76,6 +76,13 @@ func TestA07_AppsOutliveADaemonThatIsKilled(t *testing.T) {
 			t.Errorf("pid %d answers, want %d", pid, x.PID)
 		}
 	}
+	var list []api.Lease
+	q.get("/v1/leases", &list)
+	for _, l := range list {
+		if want := map[string]string{"off": "held"}[l.Name]; l.State != want && (want != "" || l.State != "in_use") {
+			t.Errorf("lease %+v", l)
+		}
+	}
 	if off := q.app("off"); off.State != "stopped" {
 		t.Errorf("what was stopped by hand is %s", off.State)
 	}
@@ -337,7 +344,7 @@ func TestA22_RequestsNeverFailOverStopAndRestart(t *testing.T) {
 			t.Parallel()
 			port, leases := freePort(t), freePorts(t, 4)
 			body := fmt.Sprintf("app_ports: %d-%d\n", leases, leases+3) + appSites(port, "web") + "apps:\n"
-			q := startApps(t, body+appEntry(t, "web", "serve", "ready: {http: /}", "socket: "+socket))
+			q := startApps(t, body+appEntry(t, "web", "serve abrupt", "ready: {http: /}", "socket: "+socket))
 			first := q.appIs("web", "ready").PID
 			stop := make(chan struct{})
 			var wg sync.WaitGroup
@@ -375,7 +382,7 @@ func TestA22_RequestsNeverFailOverStopAndRestart(t *testing.T) {
 					t.Errorf("restart: %s", out)
 				}
 			}
-			q.reload(body + appEntry(t, "web", "serve anew", "ready: {http: /}", "socket: "+socket)) // the new one beside the old one, where it can be
+			q.reload(body + appEntry(t, "web", "serve abrupt anew", "ready: {http: /}", "socket: "+socket)) // the new one beside the old one, where it can be
 			before := done.Load()
 			q.until("the load goes on", func() bool { return done.Load() > before+20 })
 			close(stop)

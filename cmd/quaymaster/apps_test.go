@@ -24,7 +24,7 @@ func TestA01_ThreeAppsAreServedByHost(t *testing.T) {
 	t.Parallel()
 	port, leases := freePort(t), freePorts(t, 5)
 	q := startApps(t, fmt.Sprintf("app_ports: %d-%d\n", leases, leases+4)+appSites(port, "a", "b", "c")+"apps:\n"+
-		appEntry(t, "a", "serve")+appEntry(t, "b", "serve", "ready: {http: /}")+appEntry(t, "c", "talk serve", "ready: {log: \"^line 49$\"}"))
+		appEntry(t, "a", "serve")+appEntry(t, "b", "serve", "ready: {http: /}")+appEntry(t, "c", "talk serve", "ready: {log: \"^now listening$\"}"))
 	seen := map[int]bool{}
 	for _, name := range []string{"a", "b", "c"} {
 		pid := answer(t, port, name) // waits for readiness

@@ -90,7 +90,7 @@ func (a *app) launch(another bool) *instance {
 		l := &launched{}
 		err := a.begin(ctx, i.tap, spec, another, sock, l)
 		if err != nil && l.lease != nil && !l.listens {
-			_ = l.lease.Reclaim(life) // one that is busy says so where leases are listed
+			_ = reclaim(life, l.lease) // one that is busy says so where leases are listed
 		}
 		a.post(func() { a.begun(i, l, err) })
 	})
@@ -228,7 +228,7 @@ func (a *app) watch(i *instance) {
 			return
 		}
 		if lease != nil {
-			if err := lease.Reclaim(ctx); err != nil && ctx.Err() == nil {
+			if err := reclaim(ctx, lease); err != nil && ctx.Err() == nil {
 				a.s.opt.Log.Warn("port of an app that has ended was taken", "app", a.name, "err", err)
 			}
 		}

@@ -257,7 +257,7 @@ func (a *app) down() {
 	if a.sock != nil {
 		a.dropSocket()
 		if l := a.lease; l != nil {
-			a.portWork(func(ctx context.Context) { _ = l.Reclaim(ctx) }) // one that is busy says so where leases are listed
+			a.portWork(func(ctx context.Context) { _ = reclaim(ctx, l) }) // one that is busy says so where leases are listed
 		}
 	}
 	if a.want == nil && !a.freeing && !a.closing {

@@ -285,9 +285,30 @@ func (a *app) recalled(list []instRecord, found []*instance, errs []error) {
 func (a *app) regain() {
 	a.portWork(func(ctx context.Context) {
 		if l, err := a.s.opt.Ports.Lease(ctx, a.name, false); err == nil {
-			_ = l.Reclaim(ctx) // one that is busy says so where leases are listed
+			_ = reclaim(ctx, l) // one that is busy says so where leases are listed
 		}
 	})
+}
+
+// reclaimWithin is how long the port of an app that has ended may still be busy: what is left of a process that was killed lets
+// go of it a moment later.
+const reclaimWithin = time.Second
+
+// reclaim holds the port of an app that has ended.
+func reclaim(ctx context.Context, l Lease) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(reclaimWithin); ; {
+		err := l.Reclaim(ctx)
+		if err == nil || time.Now().After(until) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // takeOver makes an instance that was found the app's. Of several the first that fits the entry is the one that stays.
