@@ -137,9 +137,9 @@ func (a *AppStop) Defaults() { a.Signal, a.Timeout = "TERM", Duration(10*time.Se
 
 // AppLimits bound an app.
 type AppLimits struct {
-	// Processors, also a part of one: `1`, `0.5`. 0 is no limit. It needs a control group of ours: the shipped unit has one.
+	// Processors, also a part of one: `1`, `0.5`. 0 is no limit. Under systemd it needs `Delegate=yes` and `DelegateSubgroup=daemon` (version 254); where it cannot be set, the log says so.
 	CPU Processors `yaml:"cpu"`
-	// Memory of the app and all it starts; it is ended when it takes more. 0 is no limit. It needs a control group too.
+	// Memory of the app and all it starts; it is ended when it takes more. 0 is no limit. It needs what `cpu` needs.
 	Memory Size `yaml:"memory"`
 	// Open files. 0 is what the daemon was started with.
 	NoFile int `yaml:"nofile" range:"0..10000000"`
