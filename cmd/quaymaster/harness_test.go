@@ -135,7 +135,6 @@ type qm struct {
 	log  *lockedBuffer
 	out  *lockedBuffer
 	done chan struct{}
-	code int
 }
 
 // lockedBuffer collects output that is read while it is written.
@@ -216,7 +215,6 @@ func (q *qm) launch(env, line []string) {
 	}
 	go func(cmd *exec.Cmd, done chan struct{}) {
 		_ = cmd.Wait()
-		q.code = cmd.ProcessState.ExitCode()
 		close(done)
 	}(q.cmd, q.done)
 	cmd, done := q.cmd, q.done
@@ -240,7 +238,7 @@ func (q *qm) serving() {
 	q.until("it serves", func() bool {
 		select {
 		case <-q.done:
-			q.t.Fatalf("quaymaster ended with %d:\n%s", q.code, q.log)
+			q.t.Fatalf("quaymaster ended with %d:\n%s", q.cmd.ProcessState.ExitCode(), q.log)
 		default:
 		}
 		s := q.statusOrNil()
@@ -375,7 +373,7 @@ func (q *qm) wait(limit time.Duration) int {
 	q.t.Helper()
 	select {
 	case <-q.done:
-		return q.code
+		return q.cmd.ProcessState.ExitCode()
 	case <-time.After(limit):
 		q.t.Fatalf("still running after %v", limit)
 		return -1

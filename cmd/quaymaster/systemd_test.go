@@ -206,7 +206,6 @@ func (q *qm) runFrom(env []string, files []*os.File, command ...string) {
 	log := q.log
 	go func() {
 		_ = cmd.Wait()
-		q.code = cmd.ProcessState.ExitCode()
 		close(done)
 	}()
 	q.t.Cleanup(func() {
