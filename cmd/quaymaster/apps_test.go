@@ -61,7 +61,7 @@ func TestA02_TheFirstRequestWakesAnAppOnce(t *testing.T) {
 	port, leases := freePort(t), freePorts(t, 3)
 	q := startApps(t, fmt.Sprintf("app_ports: %d-%d\n", leases, leases+2)+appSites(port, "web")+"apps:\n"+
 		appEntry(t, "web", "serve", "start: on_request", "ready: {http: /}"))
-	if a := q.app("web"); a.State != "sleeping" || a.PID != 0 {
+	if a := q.appIs("web", "sleeping"); a.PID != 0 {
 		t.Fatalf("%+v", a)
 	}
 	leave, left := context.WithCancel(context.Background())
