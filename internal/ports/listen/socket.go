@@ -181,17 +181,16 @@ func (s *Socket) Release() {
 }
 
 // drain takes in what the kernel has accepted, and what it accepts within d. Where the kernel lets us, no new handshake
-// begins from here on, and at last none ends: a client that comes now finds no answer, tries again after a second, and
-// is refused then or reaches the socket that took our place.
+// begins from here on: a client that comes now finds no answer, tries again after a second, and is refused then or
+// reaches the socket that took our place. One whose handshake takes longer than d is reset. Its last packet is let in
+// until the end: without it the client would think itself connected, and wait for ever where the server speaks first.
 func (s *Socket) drain(h *Handler, d time.Duration) {
 	if s.file != nil {
 		s.unlink() // the queue of a unix socket is closed to newcomers by taking its name away
 	}
-	shut(s.raw, noNewHandshake)
+	shut(s.raw)
 	s.empty(h)
 	<-time.After(d)
-	s.empty(h)
-	shut(s.raw, nothing)
 	s.empty(h)
 }
 
@@ -223,7 +222,7 @@ func (s *Socket) discard() {
 		return
 	}
 	s.unlink()
-	shut(s.raw, nothing)
+	shut(s.raw)
 	for limit := time.Now().Add(drainTime); s.waiting() && time.Now().Before(limit); {
 		if _, ok := s.acceptAndClose(); !ok {
 			break

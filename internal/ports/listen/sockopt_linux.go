@@ -29,23 +29,20 @@ func listenerOptions(fd int, reuse bool) error {
 	return nil
 }
 
-// Packet filters of a listening socket, where a packet begins with its TCP header.
-var (
-	noNewHandshake = []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13},            // the flags
-		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x02, Jf: 1}, // SYN
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
-	}
-	nothing = []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-)
+// noNewHandshake is a packet filter of a listening socket, where a packet begins with its TCP header.
+var noNewHandshake = []unix.SockFilter{
+	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13},            // the flags
+	{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x02, Jf: 1}, // SYN
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+}
 
-// shut lets only what passes the filter through to a listening socket and its unfinished handshakes, so that its queue
-// can be emptied for good. Connections that exist already are not touched. Where the kernel has no
-// filters a connection that arrives in the instant before close is reset.
-func shut(raw syscall.RawConn, filter []unix.SockFilter) {
+// shut lets no new handshake through to a listening socket, so that its queue can be emptied for good. Those under way
+// end, and connections that exist already are not touched. Where the kernel has no filters a connection that arrives in
+// the instant before close is reset.
+func shut(raw syscall.RawConn) {
 	_ = control(raw, func(fd int) error {
-		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(noNewHandshake)), Filter: &noNewHandshake[0]})
 	})
 }
 

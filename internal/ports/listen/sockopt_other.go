@@ -22,14 +22,8 @@ func listenerOptions(fd int, reuse bool) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 }
 
-// What passes to a socket that closes.
-const (
-	noNewHandshake = iota
-	nothing
-)
-
 // shut has no counterpart here: a connection that arrives in the instant before close is reset.
-func shut(syscall.RawConn, int) {}
+func shut(syscall.RawConn) {}
 
 // unshut has nothing to take off.
 func unshut(syscall.RawConn) {}
