@@ -118,6 +118,11 @@ func (c *conn) open() (on net.Conn, first *wire.Buffer) {
 		s = c.e.snap.Load()
 		tp = c.portOf(s)
 	}
+	if tp.Empty() { // a client who waits for the server's word need not wait until ours is up
+		c.reject(guard.NoRoute, "the port is no longer wanted")
+		lingerClose(c.c)
+		return nil, nil
+	}
 	res, err := sniff.Read(c.c, have, c.patience(tp, &s.plan.Settings.Timeouts))
 	if cap(res.Bytes) > cap(*c.first) && cap(res.Bytes) <= 16<<10 {
 		*c.first = res.Bytes[:0] // grown: keep the larger one

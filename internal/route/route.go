@@ -91,6 +91,9 @@ type Port struct {
 	mixed bool // more than one policy, while it is compiled
 }
 
+// Empty reports whether there is nothing here for anybody: the port was given up when a client was already there.
+func (p *Port) Empty() bool { return len(p.members) == 0 }
+
 // HasTLS reports whether a client that starts TLS can be served at all.
 func (p *Port) HasTLS() bool { return p.hasTLS }
 
