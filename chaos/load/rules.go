@@ -11,6 +11,7 @@ type facts struct {
 	r       *Report
 	reached []string // the targets that wrote it down
 	values  []Value  // what the configurations in force said about its endpoint, in order
+	led     []string // the targets that it may have been led to
 	tried   []Value  // the same of configurations that were refused
 	ending  bool     // its route ended with on_remove: close
 
@@ -110,6 +111,7 @@ func gather(w *World, r *Report, reached []string) *facts {
 			continue
 		}
 		f.values = append(f.values, v)
+		f.led = append(append(f.led, v.Targets...), becomes(v.Route, spans[i+1:])...)
 		f.ending = f.ending || v.Close && ends(r, v, spans[i+1:])
 	}
 	down := reached
@@ -120,6 +122,18 @@ func gather(w *World, r *Report, reached []string) *facts {
 	}
 	f.targetDown = slices.ContainsFunc(down, func(id string) bool { return w.wasDown(id, from, r.Ended) })
 	return f
+}
+
+// becomes are the targets that a route has in later configurations. Targets change before routes do, so whoever was led to
+// the route by the last word of a configuration may find those of the next there.
+func becomes(route string, later []span) (out []string) {
+	for _, s := range later {
+		if !s.tried && route != "" {
+			ids, _ := s.config.Targets(route)
+			out = append(out, ids...)
+		}
+	}
+	return out
 }
 
 // ends reports whether the route of v goes away in one of the later configurations: its name for anybody, one of its
@@ -169,6 +183,4 @@ func (f *facts) violation() string {
 
 func (f *facts) anyDown() bool { return f.targetDown }
 
-func (f *facts) routesTo(id string) bool {
-	return f.some(func(v *Value) bool { return slices.Contains(v.Targets, id) })
-}
+func (f *facts) routesTo(id string) bool { return slices.Contains(f.led, id) }

@@ -62,6 +62,12 @@ func from10to50(o Outcome, change ...func(*Report)) Report {
 	return r
 }
 
+// moved takes the route elsewhere, and gives it another target.
+func moved(c *told) {
+	without(true)(c)
+	c.routes["r"] = []string{"t3"}
+}
+
 func raw(r *Report)      { r.Endpoint.Class = Raw }
 func safe(r *Report)     { r.Safe = true }
 func until150(r *Report) { r.Ended = 150 }
@@ -93,6 +99,9 @@ func TestChaos_RulesExcuseTheirOwnCaseAlone(t *testing.T) {
 		"answered":                             {world: history(over()), r: from10to50(Answered), reached: t1},
 		"answered, not written down":           {world: history(over()), r: from10to50(Answered), want: "an answer that its target did not write down"},
 		"answered by a stranger":               {world: history(over()), r: from10to50(Answered, byT3), reached: []string{"t3"}, want: "an answer of a target that its endpoint never led to"},
+		"the target its route gets":            {world: history(over(), over(moved)), r: from10to50(Answered, byT3, until150), reached: []string{"t3"}},
+		"the target its route got":             {world: history(over(), over(moved)), r: from10to50(Answered, byT3, at(150)), reached: []string{"t3"}, want: noEnd},
+		"the target its route is to get":       {world: history(over(), over(moved)), r: from10to50(Answered, byT3), reached: []string{"t3"}, want: "an answer of a target that its endpoint never led to"},
 		"reached a stranger":                   {world: history(over()), change: killed, r: from10to50(Cut), reached: []string{"t3"}, want: "a request at a target that its endpoint never led to"},
 		"nobody heard of a PROXY header":       {world: history(over(func(c *told) { c.SendProxy = true })), r: from10to50(Answered), reached: t1, want: "send_proxy_protocol not as configured"},
 		"wrong":                                {world: history(over()), change: killed, r: from10to50(Wrong), want: noEnd},
