@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,7 +34,7 @@ func appEntry(t testing.TB, name, how string, more ...string) string {
 	}
 	keys := append([]string{
 		fmt.Sprintf("command: [%q, \"-test.run=^TestAppChild$\"]", self),
-		fmt.Sprintf("env: {QM_CHILD_LISTEN: app, QM_APP: %q}", how),
+		fmt.Sprintf("env: {QM_CHILD_LISTEN: app, QM_APP: %q, QM_APP_OF: %q}", how, appMark(t)),
 	}, more...)
 	if os.Geteuid() == 0 {
 		keys = append(keys, "user: root")
@@ -60,10 +61,24 @@ func startApps(t testing.TB, body string) *qm {
 	return q
 }
 
-// endApps kills what the records of the daemon name.
+// appMark is in the environment of every app of a test.
+func appMark(t testing.TB) string { return fmt.Sprintf("%d %s", os.Getpid(), t.Name()) }
+
+// endApps kills the apps of the test, those that were just being started among them.
 func (q *qm) endApps() {
-	for _, pid := range q.recorded() {
-		_ = syscall.Kill(-pid, syscall.SIGKILL)
+	mark := "QM_APP_OF=" + appMark(q.t)
+	for again := true; again; {
+		again = false
+		list, _ := filepath.Glob("/proc/[0-9]*/environ")
+		for _, name := range list {
+			env, err := os.ReadFile(name)
+			if err != nil || !slices.Contains(strings.Split(string(env), "\x00"), mark) {
+				continue
+			}
+			if pid, err := strconv.Atoi(strings.Split(name, "/")[2]); err == nil && syscall.Kill(pid, syscall.SIGKILL) == nil {
+				again = true
+			}
+		}
 	}
 }
 

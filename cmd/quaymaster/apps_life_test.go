@@ -520,7 +520,7 @@ func TestP14_AnAppOfTheAPIComesAndGoes(t *testing.T) {
 	}
 	put := func(name, how string) (int, string) {
 		t.Helper()
-		entry := map[string]any{"command": []string{self, "-test.run=^TestAppChild$"}, "env": map[string]string{"QM_CHILD_LISTEN": "app", "QM_APP": how, "AT": "${PORT}"}}
+		entry := map[string]any{"command": []string{self, "-test.run=^TestAppChild$"}, "env": map[string]string{"QM_CHILD_LISTEN": "app", "QM_APP": how, "QM_APP_OF": appMark(t), "AT": "${PORT}"}}
 		if os.Geteuid() == 0 {
 			entry["user"] = "root"
 		}
