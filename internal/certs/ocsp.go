@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -202,7 +203,7 @@ func (s *staples) of(cert *tls.Certificate) answer {
 		return answer{}
 	}
 	if a.der != nil && a.end.IsZero() { // from the disk, not judged yet
-		r, err := judge(cert, a.der)
+		r, err := judge(cert, a.der, s.c.o.Now())
 		if err != nil {
 			delete(s.kept, i)
 			return answer{}
@@ -221,17 +222,28 @@ func (a *answer) fill(r *ocsp.Response) {
 	a.next = a.this.Add(a.end.Sub(a.this) / 2)
 }
 
-// judge reads an answer about a certificate.
-func judge(cert *tls.Certificate, der []byte) (*ocsp.Response, error) {
+// judge reads an answer about a certificate. It is signed by the issuer, or by whom the issuer lets sign answers now.
+func judge(cert *tls.Certificate, der []byte, now time.Time) (*ocsp.Response, error) {
 	issuer, err := x509.ParseCertificate(cert.Certificate[1])
 	if err != nil {
 		return nil, err
 	}
 	r, err := ocsp.ParseResponseForCert(der, cert.Leaf, issuer)
-	if err == nil && r.Status == ocsp.Unknown {
-		err = errors.New("it does not know the certificate")
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	if by := r.Certificate; by != nil && !bytes.Equal(by.RawSubjectPublicKeyInfo, issuer.RawSubjectPublicKeyInfo) {
+		switch {
+		case !slices.Contains(by.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning): // RFC 6960 section 4.2.2.2
+			return nil, fmt.Errorf("its answer is signed by %.80q, which is no responder of the issuer", by.Subject)
+		case now.Before(by.NotBefore), now.After(by.NotAfter):
+			return nil, fmt.Errorf("its own certificate is valid from %s to %s only", by.NotBefore.Format(time.RFC3339), by.NotAfter.Format(time.RFC3339))
+		}
+	}
+	if r.Status == ocsp.Unknown {
+		return nil, errors.New("it does not know the certificate")
+	}
+	return r, nil
 }
 
 // ask asks the responders in turn, and reports whether one said something new.
@@ -325,7 +337,7 @@ func (s *staples) fetch(ctx context.Context, cert *tls.Certificate, url string) 
 	if len(der) > maxAnswer {
 		return nil, nil, fmt.Errorf("an answer of more than %d bytes", maxAnswer)
 	}
-	r, err := judge(cert, der)
+	r, err := judge(cert, der, s.c.o.Now())
 	if err == nil && !r.NextUpdate.IsZero() && !s.c.o.Now().Before(r.NextUpdate) {
 		err = fmt.Errorf("its answer ended at %s", r.NextUpdate.Format(time.RFC3339))
 	}

@@ -3,10 +3,14 @@ package certs
 import (
 	"bufio"
 	"context"
+	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -253,4 +257,70 @@ func TestT11_ADeadResponderHoldsUpNobody(t *testing.T) {
 		t.Error(err)
 	}
 	_ = conn.Close()
+}
+
+// An answer counts when the issuer has signed it, or a responder that the issuer lets do so at this time.
+func TestT11_OnlyAResponderOfTheIssuerIsBelieved(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*x509.Certificate)
+		wrong  string
+	}{
+		"a responder": {change: func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning} }},
+		"a server of the same issuer": {
+			change: func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} },
+			wrong:  "which is no responder of the issuer",
+		},
+		"any usage": {
+			change: func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} },
+			wrong:  "which is no responder of the issuer",
+		},
+		"a responder that has ended": {
+			change: func(c *x509.Certificate) {
+				c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}
+				c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
+			},
+			wrong: "its own certificate is valid from",
+		},
+		"a responder that has not begun": {
+			change: func(c *x509.Certificate) {
+				c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}
+				c.NotBefore, c.NotAfter = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
+			},
+			wrong: "its own certificate is valid from",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAuthority(t)
+			pair := func(change func(*x509.Certificate)) *tls.Certificate {
+				cert, key := a.pair(t, change, "a.test")
+				out, err := tls.X509KeyPair(cert, key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return &out
+			}
+			signer := pair(c.change)
+			leaf := pair(nil)
+			answers := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				der, err := ocsp.CreateResponse(a.cert, signer.Leaf, ocsp.Response{
+					Status: ocsp.Good, SerialNumber: leaf.Leaf.SerialNumber, Certificate: signer.Leaf,
+					ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: time.Now().Add(time.Hour),
+				}, signer.PrivateKey.(crypto.Signer))
+				if err != nil {
+					t.Error(err)
+				}
+				_, _ = w.Write(der)
+			})
+			srv := httptest.NewServer(answers)
+			defer srv.Close()
+			certs, _ := newCerts(t, t.TempDir())
+			_, _, err := certs.staples.fetch(t.Context(), leaf, srv.URL)
+			switch {
+			case c.wrong == "" && err != nil:
+				t.Error(err)
+			case c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)):
+				t.Errorf("%v, want %q", err, c.wrong)
+			}
+		})
+	}
 }
