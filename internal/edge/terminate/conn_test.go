@@ -573,6 +573,40 @@ func TestCertificateIsWaitedForUnderTheClock(t *testing.T) {
 	_ = c.Close()
 }
 
+// A handshake without a deadline ends with the context that it began under, not with the client alone.
+func TestCertificateIsWaitedForUnderTheContext(t *testing.T) {
+	ca := newIssuer(t, "ca")
+	for _, d := range []time.Duration{0, time.Minute} {
+		o := options(nil)
+		waits := make(chan struct{})
+		o.Certificate = func(ctx context.Context, _ *tls.ClientHelloInfo, _ plan.CertSource) (*tls.Certificate, error) {
+			close(waits)
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(10 * time.Second):
+				return nil, errors.New("nobody gave it up")
+			}
+		}
+		ps := prepare(t, o, nil, policy("a"))
+		s, c := sockets(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		over := make(chan error, 1)
+		go func() {
+			_, err := ps.Of(0).Handshake(ctx, s, nil, d)
+			over <- err
+		}()
+		go func() { _ = tls.Client(c, &tls.Config{RootCAs: ca.pool(), ServerName: "a.test"}).Handshake() }()
+		<-waits
+		cancel()
+		if err := <-over; !errors.Is(err, context.Canceled) {
+			t.Errorf("for %s: %v", d, err)
+		}
+		_ = s.Close()
+		_ = c.Close()
+	}
+}
+
 func TestClientCertificates(t *testing.T) {
 	ca, other := newIssuer(t, "ca"), newIssuer(t, "other")
 	file := ca.file(t)

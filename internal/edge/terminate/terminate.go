@@ -206,10 +206,13 @@ func (p *Policy) certificate(o *Options) func(*tls.ClientHelloInfo) (*tls.Certif
 	src := p.TLS.Certificate
 	return func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		ctx := hello.Context()
-		if f, ok := hello.Conn.(*feed); ok && !f.until.IsZero() {
-			var stop context.CancelFunc
-			ctx, stop = context.WithDeadline(f.ctx, f.until)
-			defer stop()
+		if f, ok := hello.Conn.(*feed); ok {
+			ctx = f.ctx
+			if !f.until.IsZero() {
+				var stop context.CancelFunc
+				ctx, stop = context.WithDeadline(f.ctx, f.until)
+				defer stop()
+			}
 		}
 		cert, err := o.Certificate(ctx, hello, src)
 		if cert == nil && err == nil {
