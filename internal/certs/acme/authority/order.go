@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +26,7 @@ const (
 	pollFirst = 250 * time.Millisecond
 	pollMost  = 30 * time.Second
 	leaveTime = 3 * time.Second // to tell the CA that an order is given up
+	maxToken  = 256             // bytes of a challenge's token
 )
 
 // A Wish is one certificate, for one name.
@@ -160,10 +162,7 @@ func (t *try) once(ctx context.Context) error {
 
 // begin asks for the order. Some CAs refuse one that replaces what they do not know or have seen replaced.
 func (t *try) begin(ctx context.Context) (acme.Order, error) {
-	id := acme.Identifier{Type: "dns", Value: t.w.Name}
-	if plan.IsIP(t.w.Name) {
-		id.Type = "ip"
-	}
+	id := identifier(t.w.Name)
 	profile := t.c.Issuer.Profile
 	if profile != "" && !offered(t.desk.directory, profile) {
 		return acme.Order{}, &localError{fmt.Errorf("the CA has no profile %q (it has: %s); correct acme.issuers[].profile", profile, profiles(t.desk.directory))}
@@ -227,7 +226,12 @@ func (t *try) authorize(ctx context.Context, heard *ear, url string) error {
 		if t.w.Trying != nil {
 			t.w.Trying(way.Type)
 		}
-		err := t.validate(ctx, heard, authz, authz.Challenges[i], way)
+		ch, err := t.ours(authz, authz.Challenges[i])
+		if err != nil {
+			t.leave(ctx, url)
+			return fail("order", err)
+		}
+		err = t.validate(ctx, heard, authz, ch, way)
 		if err == nil {
 			return nil
 		}
@@ -235,6 +239,49 @@ func (t *try) authorize(ctx context.Context, heard *ear, url string) error {
 	}
 	t.leave(ctx, url)
 	return fail("order", &localError{fmt.Errorf("the CA offers %s, of which none can be used here", strings.Join(offers, ", "))})
+}
+
+// ours is a challenge as we answer it: for the name that we asked for, and with the key of our account here. What a CA says
+// of either it could have from another CA, whose challenge for somebody else we would answer.
+func (t *try) ours(authz acme.Authorization, ch acme.Challenge) (acme.Challenge, error) {
+	id := identifier(strings.TrimPrefix(t.w.Name, "*."))
+	if got := authz.Identifier; got.Type != id.Type || !sameName(got.Value, id.Value) {
+		return ch, fmt.Errorf("the CA wants proof for %s, which is not what was asked for", shorten(got.Value))
+	}
+	if !isToken(ch.Token) {
+		return ch, fmt.Errorf("the CA's token %s is none (RFC 8555 section 8.1)", shorten(ch.Token))
+	}
+	thumb, err := t.desk.account.Thumbprint()
+	if err != nil {
+		return ch, &localError{err}
+	}
+	ch.Identifier, ch.KeyAuthorization = id, ch.Token+"."+thumb
+	return ch, nil
+}
+
+// identifier is a name as a CA is asked for it.
+func identifier(name string) acme.Identifier {
+	if plan.IsIP(name) {
+		return acme.Identifier{Type: "ip", Value: name}
+	}
+	return acme.Identifier{Type: "dns", Value: name}
+}
+
+// sameName compares names, and addresses however they are written.
+func sameName(x, y string) bool {
+	a, err1 := netip.ParseAddr(x)
+	b, err2 := netip.ParseAddr(y)
+	if err1 == nil && err2 == nil {
+		return a == b
+	}
+	return strings.EqualFold(x, y)
+}
+
+// isToken reports whether text is base64url, and short.
+func isToken(text string) bool {
+	return text != "" && len(text) <= maxToken && strings.IndexFunc(text, func(r rune) bool {
+		return r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	}) < 0
 }
 
 // given says whether another challenge may succeed where this one did not.
