@@ -131,7 +131,10 @@ func (c *CA) failure(ctx context.Context, heard *ear, name, doing string, err er
 	if errors.As(err, &f) {
 		return err
 	}
-	if errors.Is(ctx.Err(), context.Canceled) {
+	switch {
+	case errors.Is(context.Cause(ctx), errTooMuch):
+		err = errTooMuch
+	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	}
 	f = &Failure{Host: c.Host(), Name: name, Err: err, doing: doing}

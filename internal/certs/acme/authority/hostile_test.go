@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -160,6 +162,62 @@ func TestT03_WhatIsPresentedIsOursWhateverTheCASays(t *testing.T) {
 			}
 			if ch := seen[0]; ch.Identifier != c.want || ch.Token != c.token || ch.KeyAuthorization != c.token+"."+thumb {
 				t.Errorf("%+v is presented", ch)
+			}
+		})
+	}
+}
+
+func TestT03_ACAThatGoesOnAndOnIsLeft(t *testing.T) {
+	long := strings.Repeat("-", maxAnswer/2)
+	for what, answer := range map[string]func(h *hostile, w http.ResponseWriter, path string) bool{
+		"issuer after issuer": func(h *hostile, w http.ResponseWriter, path string) bool {
+			if path != "cert" {
+				return false
+			}
+			w.Header().Set("Content-Type", "application/pem-certificate-chain")
+			w.Header().Set("Link", "<"+h.url+"cert/up>; rel=\"up\"")
+			return true
+		},
+		"large issuers": func(h *hostile, w http.ResponseWriter, path string) bool {
+			if path != "cert" {
+				return false
+			}
+			w.Header().Set("Content-Type", "application/pem-certificate-chain")
+			w.Header().Set("Link", "<"+h.url+"cert/up>; rel=\"up\"")
+			_, _ = io.WriteString(w, long)
+			return true
+		},
+		"large authorizations": func(h *hostile, w http.ResponseWriter, path string) bool {
+			switch path {
+			case "order":
+				w.Header().Set("Location", h.url+"order/1")
+				w.WriteHeader(http.StatusCreated)
+				h.say(w, map[string]any{"status": "pending", "authorizations": slices.Repeat([]string{h.url + "authz"}, 1000), "finalize": h.url + "finalize"})
+			case "authz":
+				h.say(w, map[string]any{"status": "valid", "x": long})
+			default:
+				return false
+			}
+			return true
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			h := newHostile(t, answer)
+			_, err := h.Order(t.Context(), &Wish{Name: "a.example.com"})
+			var f *Failure
+			if !errors.As(err, &f) || !errors.Is(err, errTooMuch) || f.Kind != Down || t.Context().Err() != nil {
+				t.Errorf("the order ended with %.300v", err)
+			}
+			most := chainBudget.requests
+			if what == "large issuers" {
+				most = 2*chainBudget.bytes/len(long) + 1
+			}
+			if n := h.count("cert"); n > most {
+				t.Errorf("%d requests for a certificate", n)
+			}
+			if n := h.count("authz"); n > 2*orderBudget.bytes/maxAnswer {
+				t.Errorf("%d requests for authorizations", n)
 			}
 		})
 	}

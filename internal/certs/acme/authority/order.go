@@ -58,6 +58,8 @@ type Issued struct {
 func (c *CA) Order(ctx context.Context, w *Wish) (*Issued, error) {
 	ctx, cancel := context.WithTimeout(ctx, orderTime)
 	defer cancel()
+	ctx, end := within(ctx, orderBudget)
+	defer end()
 	t := &try{c: c, w: w, left: slices.Clone(w.Challenges)}
 	if w.Replaces != nil {
 		t.replaces, _ = acme.ARIUniqueIdentifier(w.Replaces)
@@ -376,7 +378,7 @@ func (t *try) finish(ctx context.Context, order acme.Order) error {
 	if order, err = t.desk.client.FinalizeOrder(ctx, t.desk.account, order, csr.Raw); err != nil {
 		return err
 	}
-	chains, err := t.desk.client.GetCertificateChain(ctx, t.desk.account, order.Certificate)
+	chains, err := t.chains(ctx, order.Certificate)
 	if err != nil {
 		return err
 	}
@@ -401,6 +403,17 @@ func (t *try) finish(ctx context.Context, order acme.Order) error {
 	}
 	t.issued = issued
 	return nil
+}
+
+// chains are the certificate with what leads to its root. The library follows every link that it finds there.
+func (t *try) chains(ctx context.Context, url string) ([]acme.Certificate, error) {
+	ctx, end := within(ctx, chainBudget)
+	defer end()
+	chains, err := t.desk.client.GetCertificateChain(ctx, t.desk.account, url)
+	if err != nil && errors.Is(context.Cause(ctx), errTooMuch) {
+		err = errTooMuch // and not what the library makes of it, which names each link
+	}
+	return chains, err
 }
 
 // Parse makes a certificate of PEM, whose key is its own.

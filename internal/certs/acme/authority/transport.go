@@ -23,6 +23,13 @@ const (
 	maxWait     = 7 * 24 * time.Hour
 )
 
+// What one order may take: a CA that is slow is looked at every 250 ms for minutes. Its certificate is kept in memory until
+// all of it is there, with what links to it.
+var (
+	orderBudget = budget{requests: 10_000, bytes: 32 << 20}
+	chainBudget = budget{requests: 64, bytes: 2 << 20}
+)
+
 // transport bounds what a CA can send, and keeps what the library drops: Retry-After.
 type transport struct {
 	next http.RoundTripper
@@ -53,6 +60,10 @@ func (t *transport) CloseIdleConnections() {
 
 // RoundTrip sends r, and notes on its context's ear what came back.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	purse, _ := r.Context().Value(purseKey{}).(*purse)
+	if err := purse.spend(1, 0); err != nil {
+		return nil, err
+	}
 	resp, err := t.next.RoundTrip(r)
 	e, _ := r.Context().Value(earKey{}).(*ear)
 	if err != nil {
@@ -60,7 +71,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	e.hear(resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), t.now()))
-	resp.Body = &bounded{ReadCloser: resp.Body, left: maxAnswer}
+	resp.Body = &bounded{ReadCloser: resp.Body, left: maxAnswer, purse: purse}
 	return resp, nil
 }
 
@@ -80,10 +91,14 @@ func retryAfter(text string, now time.Time) time.Duration {
 // bounded ends with an error where the other side goes on too long.
 type bounded struct {
 	io.ReadCloser
-	left int64
+	left  int64
+	purse *purse
 }
 
-var errTooLarge = errors.New("the answer is larger than 1 MiB")
+var (
+	errTooLarge = errors.New("the answer is larger than 1 MiB")
+	errTooMuch  = errors.New("the CA goes on and on: the order is given up")
+)
 
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.left < 0 {
@@ -93,7 +108,43 @@ func (b *bounded) Read(p []byte) (int, error) {
 	if b.left -= int64(n); b.left < 0 {
 		return n, errTooLarge
 	}
+	if over := b.purse.spend(0, n); over != nil {
+		return n, over
+	}
 	return n, err
+}
+
+// A budget is how much may be asked of a CA, and how much it may say.
+type budget struct{ requests, bytes int }
+
+type purseKey struct{}
+
+// A purse is what is left of a budget.
+type purse struct {
+	mu   sync.Mutex
+	left budget
+	over context.CancelCauseFunc
+}
+
+// within gives all requests under ctx one budget. When it is used up ctx ends, and its cause is errTooMuch.
+func within(ctx context.Context, b budget) (context.Context, context.CancelFunc) {
+	ctx, over := context.WithCancelCause(ctx)
+	return context.WithValue(ctx, purseKey{}, &purse{left: b, over: over}), func() { over(nil) }
+}
+
+func (p *purse) spend(requests, bytes int) error {
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left.requests -= requests
+	p.left.bytes -= bytes
+	if p.left.requests < 0 || p.left.bytes < 0 {
+		p.over(errTooMuch)
+		return errTooMuch
+	}
+	return nil
 }
 
 type earKey struct{}
