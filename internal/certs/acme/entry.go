@@ -31,6 +31,12 @@ type entry struct {
 	done      chan struct{}      // closed at the end of the order under way or to come; nil = nobody waits
 }
 
+// inherit takes over the certificate and the schedule of another entry of the same name. a.mu is held.
+func (e *entry) inherit(from *entry) {
+	e.rec, e.unstored, e.plan, e.hold = from.rec, from.unstored, from.plan, from.hold
+	e.cert.Store(from.cert.Load())
+}
+
 // A schedule is what has to be remembered between orders.
 type schedule struct {
 	Attempts int       `json:"attempts,omitempty"` // failed ones in a row; the one under way counts

@@ -77,6 +77,9 @@ func (a *Issuer) Follow(set *plan.ACME, names []*plan.Certificate) {
 			if e = a.loaded[name]; e == nil {
 				e = &entry{name: name}
 			}
+			if was := old[name]; was != nil {
+				e.inherit(was) // had on demand until now: what is stored is no newer
+			}
 		}
 		e.users = c.Users
 		next[name] = e
