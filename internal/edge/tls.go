@@ -62,7 +62,11 @@ func (c *conn) serveTLS(s *snapshot, tp *route.Port, res *sniff.Result) (on net.
 // terminate ends the TLS of the connection. It returns what is spoken inside, nil when the connection is over.
 func (c *conn) terminate(p *terminate.Policy, t *secure, res *sniff.Result) net.Conn {
 	c.info.State.Store(uint32(wire.Busy))
-	k, err := p.Handshake(c.e.dialling, c.c, res.Bytes, c.e.snap.Load().plan.Settings.Timeouts.TLSHandshake)
+	var local net.Addr
+	if c.port.Proxy != nil && c.info.Local.IsValid() { // then who chose the route and who chooses the certificate agree
+		local = net.TCPAddrFromAddrPort(c.info.Local)
+	}
+	k, err := p.Handshake(c.e.dialling, c.c, local, res.Bytes, c.e.snap.Load().plan.Settings.Timeouts.TLSHandshake)
 	if err != nil {
 		c.reject(guard.TLS, handshakeFault(res.Hello.Name, err))
 		lingerClose(c.c)

@@ -25,15 +25,16 @@ type Conn struct {
 }
 
 // Handshake ends the TLS of c under the policy. head is what was read of c already; it belongs to the caller again when
-// Handshake returns. It may last for d (0: as long as it likes); ctx is what a certificate is waited for under.
+// Handshake returns. It may last for d (0: as long as it likes); ctx is what a certificate is waited for under. local is
+// where the client came to, when that is not where c arrived; else nil.
 //
 // It sets deadlines of c and clears them. After an error c is to be closed, and an alert was sent where the client was
 // still to be reached.
-func (p *Policy) Handshake(ctx context.Context, c net.Conn, head []byte, d time.Duration) (*Conn, error) {
+func (p *Policy) Handshake(ctx context.Context, c net.Conn, local net.Addr, head []byte, d time.Duration) (*Conn, error) {
 	p.settle()
 	k := &Conn{}
 	f := &k.f
-	f.Carrier, f.b, f.ctx = wire.NewCarrier(c), head, ctx
+	f.Carrier, f.local, f.b, f.ctx = wire.NewCarrier(c), local, head, ctx
 	if s, ok := c.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
 			f.raw, f.try = raw, f.tryRead
@@ -53,7 +54,7 @@ func (p *Policy) Handshake(ctx context.Context, c net.Conn, head []byte, d time.
 		}
 		return nil, err
 	}
-	f.ctx, f.until = nil, time.Time{} // head is used up: the last message of a handshake answers ours
+	f.ctx, f.until, f.local = nil, time.Time{}, nil // head is used up: the last message of a handshake answers ours
 	state := k.t.ConnectionState()
 	f.more, f.overhead = 0, overhead(&state)
 	return k, c.SetDeadline(time.Time{})

@@ -168,7 +168,7 @@ func shake(t testing.TB, p *Policy, config *tls.Config) (server *Conn, client *t
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		server, serverErr = p.Handshake(context.Background(), s, nil, 20*time.Second)
+		server, serverErr = p.Handshake(context.Background(), s, nil, nil, 20*time.Second)
 		if serverErr != nil {
 			_ = s.CloseWrite()
 		}
@@ -211,7 +211,7 @@ func TestBytesReadBeforeAreReplayed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := ps.Of(0).Handshake(context.Background(), s, head[:n], time.Minute)
+	k, err := ps.Of(0).Handshake(context.Background(), s, nil, head[:n], time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +398,7 @@ func TestHandshakeHasItsTime(t *testing.T) {
 	ca := newIssuer(t, "ca")
 	ps := prepare(t, options(map[string]*tls.Certificate{"a": ca.server(t, "a.test")}), nil, policy("a"))
 	s, _ := sockets(t)
-	_, err := ps.Of(0).Handshake(context.Background(), s, nil, 50*time.Millisecond)
+	_, err := ps.Of(0).Handshake(context.Background(), s, nil, nil, 50*time.Millisecond)
 	if !errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "not complete") {
 		t.Error(err)
 	}
@@ -422,7 +422,7 @@ func TestIdleConnectionIsSmall(t *testing.T) {
 		go func() {
 			defer served.Done()
 			defer s.Close()
-			k, err := ps.Of(0).Handshake(context.Background(), s, nil, time.Minute)
+			k, err := ps.Of(0).Handshake(context.Background(), s, nil, nil, time.Minute)
 			servers[i] = k
 			close(ready)
 			if err != nil {
@@ -566,7 +566,7 @@ func TestCertificateIsWaitedForUnderTheClock(t *testing.T) {
 	ps := prepare(t, o, nil, policy("a"))
 	s, c := sockets(t)
 	go func() { _ = tls.Client(c, &tls.Config{RootCAs: ca.pool(), ServerName: "a.test"}).Handshake() }()
-	if _, err := ps.Of(0).Handshake(context.Background(), s, nil, 100*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := ps.Of(0).Handshake(context.Background(), s, nil, nil, 100*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	_ = s.Close()
@@ -593,7 +593,7 @@ func TestCertificateIsWaitedForUnderTheContext(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		over := make(chan error, 1)
 		go func() {
-			_, err := ps.Of(0).Handshake(ctx, s, nil, d)
+			_, err := ps.Of(0).Handshake(ctx, s, nil, nil, d)
 			over <- err
 		}()
 		go func() { _ = tls.Client(c, &tls.Config{RootCAs: ca.pool(), ServerName: "a.test"}).Handshake() }()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -42,6 +43,15 @@ type feed struct {
 	// Of the handshake.
 	ctx   context.Context
 	until time.Time
+	local net.Addr // nil: that of the connection
+}
+
+// LocalAddr is where the client came to, which those go by who choose a certificate.
+func (f *feed) LocalAddr() net.Addr {
+	if f.local != nil {
+		return f.local
+	}
+	return f.Carrier.LocalAddr()
 }
 
 // Read implements net.Conn.
