@@ -17,6 +17,9 @@ func handle(ex *wire.Exchange) {
 	c, _ := ex.Conn.Owner.(*conn) // Serve put it there
 	s, rule, verdict := c.choose(ex)
 	switch {
+	case rule != nil && verdict == route.Misdirected:
+		ex.Out = last{ex.Out}
+		proxy.Refuse(ex, 421, "misdirected", "the ca_file of the route holds something else than when this connection began", 0)
 	case rule != nil:
 		live := s.routes[rule.Index]
 		c.route.Store(live)
@@ -42,8 +45,18 @@ func handle(ex *wire.Exchange) {
 // questions are asked by one exchange at a time; on the stack each would be an allocation.
 var questions = sync.Pool{New: func() any { return &route.Request{} }}
 
+// last is an answer that the connection ends with.
+type last struct{ wire.Answer }
+
+// Begin implements wire.Answer.
+func (l last) Begin(h *wire.Head, n int64) (wire.Sink, error) {
+	h.Close = true
+	return l.Answer.Begin(h, n)
+}
+
 // choose finds the rule for a request and takes a reference on its route. A route that ended between the two is looked
-// up again in the newer table.
+// up again in the newer table. A rule that is Misdirected takes clients of other CAs by now than when this one came; there
+// is no reference on its route.
 func (c *conn) choose(ex *wire.Exchange) (*snapshot, *route.Rule, route.Verdict) {
 	q, _ := questions.Get().(*route.Request)
 	defer questions.Put(q)
@@ -53,11 +66,15 @@ func (c *conn) choose(ex *wire.Exchange) (*snapshot, *route.Rule, route.Verdict)
 			Method: ex.Req.Method, Host: ex.Req.Authority, Target: ex.Req.Target, Client: c.clientOf(ex, s),
 			Fields: &ex.Req,
 		}
-		if t := c.secure.Load(); t != nil {
-			q.TLS, q.Conn, q.Default = t.policy, &t.query, t.fallback
+		t := c.secure.Load()
+		if t != nil {
+			q.TLS, q.Conn, q.Default = t.policy.TLS, &t.query, t.fallback
 		}
 		q.Protocols = route.ProtocolsOf(&ex.Req, plan.ProtoHTTP1, ex.Req.Method, ex.Req.Target, ex.Req.Upgrade, nil)
 		rule, verdict := c.portOf(s).Request(q)
+		if rule != nil && t != nil && !t.policy.Vouches(s.policies.Of(rule.Index)) {
+			return s, rule, route.Misdirected
+		}
 		if rule == nil || s.routes[rule.Index].Life.Hold() {
 			return s, rule, verdict
 		}

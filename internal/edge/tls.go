@@ -20,7 +20,7 @@ var spoken = []string{"http/1.1"}
 // secure is what is known of a connection whose TLS ended here. It never changes.
 type secure struct {
 	query    route.ConnQuery
-	policy   *plan.TLS
+	policy   *terminate.Policy
 	fallback bool   // the policy is that for clients which name nobody known
 	version  string // of TLS
 }
@@ -73,7 +73,7 @@ func (c *conn) terminate(p *terminate.Policy, t *secure, res *sniff.Result) net.
 		return nil
 	}
 	state := k.State()
-	t.policy, t.version = p.TLS, versionText(state.Version)
+	t.policy, t.version = p, versionText(state.Version)
 	c.info.TLS = &state
 	c.secure.Store(t)
 	return k

@@ -52,6 +52,7 @@ type Policy struct {
 	config  *tls.Config
 	tickets *Tickets
 	id      [sha256.Size]byte // the same in every process for the same policy
+	ca      [sha256.Size]byte // of what stood in the CA file; zero: clients show no certificate
 	ring    atomic.Pointer[ring]
 	mu      sync.Mutex // guards the change of keys
 }
@@ -78,6 +79,10 @@ type Policies struct {
 	fallback  *Policy // for clients that name nobody known; nil: there is none
 	challenge *Policy
 }
+
+// Vouches reports whether a client of p has been asked for what o asks: by no CA, or by those of the same file with the
+// same content.
+func (p *Policy) Vouches(o *Policy) bool { return p == o || o.ca == [sha256.Size]byte{} || o.ca == p.ca }
 
 // Prepare makes the policies of a plan. Those of old that did not change are used again. The error names the route and
 // the file that cannot be used.
@@ -191,6 +196,7 @@ func newPolicy(o *Options, t *plan.TLS, k key, ca *authority) *Policy {
 		DynamicRecordSizingDisabled: true,
 	}
 	if ca != nil {
+		p.ca = ca.sum
 		p.config.ClientCAs, p.config.ClientAuth = ca.pool, tls.RequireAndVerifyClientCert
 		if t.ClientAuth.Mode == "optional" {
 			p.config.ClientAuth = tls.VerifyClientCertIfGiven
