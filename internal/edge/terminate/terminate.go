@@ -82,7 +82,9 @@ type Policies struct {
 
 // Vouches reports whether a client of p has been asked for what o asks: by no CA, or by those of the same file with the
 // same content.
-func (p *Policy) Vouches(o *Policy) bool { return p == o || o.ca == [sha256.Size]byte{} || o.ca == p.ca }
+func (p *Policy) Vouches(o *Policy) bool {
+	return p == o || o.ca == [sha256.Size]byte{} || o.ca == p.ca
+}
 
 // Prepare makes the policies of a plan. Those of old that did not change are used again. The error names the route and
 // the file that cannot be used.
