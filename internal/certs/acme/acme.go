@@ -112,6 +112,7 @@ type Issuer struct {
 	stored   time.Time         // when what could not be written was last tried
 	loaded   map[string]*entry // by Load, for the Follow to come
 	active   int               // jobs under way
+	busy     map[string]bool   // their names: also those that were taken out meanwhile
 	running  context.Context   // of Run; nil while it does not run
 	jobs     sync.WaitGroup
 	flights  map[string]*flight // questions for names on demand
@@ -147,7 +148,7 @@ func New(o Options) *Issuer {
 		o.Staging = map[string]string{letsEncrypt: letsEncryptStaging}
 	}
 	a := &Issuer{
-		o: o, store: folder{o.State}, wake: make(chan struct{}, 1), up: make(chan struct{}), flights: map[string]*flight{},
+		o: o, store: folder{o.State}, wake: make(chan struct{}, 1), up: make(chan struct{}), flights: map[string]*flight{}, busy: map[string]bool{},
 		gate: demand.New(demand.Options{Log: o.Log, Store: o.State, Now: o.Clock.Now}),
 	}
 	a.metrics = newMetrics(o.Registry, func() float64 { return float64(a.answers.Len()) })

@@ -108,12 +108,22 @@ func (a *Issuer) replaces(e *entry, c *authority.CA) *x509.Certificate {
 	return nil
 }
 
-// schedule gives e a schedule, here and in the store.
+// heir is the entry that has e's name by now: another one when the name was taken out and came back during e's job. It has
+// no job of its own before that one has ended. a.mu is held.
+func (a *Issuer) heir(e *entry) *entry {
+	if now := (*a.index.Load())[e.name]; now != nil {
+		return now
+	}
+	return e
+}
+
+// schedule gives e and its heir a schedule, here and in the store.
 func (a *Issuer) schedule(e *entry, s schedule) {
 	a.note(e.name, s)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	e.plan = s
+	a.heir(e).plan = s
 }
 
 // obtained serves and stores a certificate. One that cannot be stored serves all the same.
@@ -124,9 +134,15 @@ func (a *Issuer) obtained(e *entry, c *authority.CA, issued *authority.Issued, r
 	}
 	err := a.save(rec)
 	a.mu.Lock()
+	dropped := e
+	e = a.heir(e)
 	e.rec, e.unstored, e.forced, e.blocked, e.hold = rec, err != nil, false, "", time.Time{}
 	e.used.Store(e.used.Load() && !renewed) // a client has to want the next one anew
 	e.cert.Store(issued.Certificate)
+	if e != dropped {
+		e.asked = false
+		e.release() // those who ask for it have it: no order is made for them
+	}
 	a.mu.Unlock()
 	a.schedule(e, schedule{})
 	if err != nil {

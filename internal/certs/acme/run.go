@@ -53,7 +53,7 @@ func (a *Issuer) storeAgain() {
 	a.stored = now
 	var list []*entry
 	for _, e := range *a.index.Load() {
-		if e.unstored && !e.working {
+		if e.unstored && !a.busy[e.name] {
 			list = append(list, e)
 		}
 	}
@@ -117,8 +117,8 @@ func (a *Issuer) begin(ctx context.Context) time.Duration {
 	sooner := func(d time.Duration) { pause = min(pause, max(d, 0)) }
 	var list []job
 	for _, e := range *a.index.Load() {
-		if a.lapsed(e, now) {
-			continue
+		if a.busy[e.name] || a.lapsed(e, now) {
+			continue // the end of its job looks again
 		}
 		at := e.due(a, now)
 		switch {
@@ -163,6 +163,7 @@ func (a *Issuer) begin(ctx context.Context) time.Duration {
 func (a *Issuer) start(ctx context.Context, j job) {
 	ctx, cancel := context.WithCancel(ctx)
 	j.e.working, j.e.cancel = true, cancel
+	a.busy[j.e.name] = true
 	a.active++
 	a.metrics.active.Inc()
 	a.jobs.Go(func() {
@@ -179,6 +180,7 @@ func (a *Issuer) start(ctx context.Context, j job) {
 			j.e.asked = false
 			j.e.release()
 		}
+		delete(a.busy, j.e.name)
 		a.active--
 		a.metrics.active.Dec()
 		a.stir()
