@@ -654,3 +654,44 @@ func TestSuspend_StopsTheWorkUntilItIsResumed(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Leaves that were made while the clock was ahead are replaced once it is right.
+func TestT10_ALeafThatHasNotBegunIsMadeAnew(t *testing.T) {
+	st, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	now := time.Now()
+	c := New(Options{State: st, Now: func() time.Time { return now }})
+	c.follow(t, nil, internal("a.test"), internal("b.test"), internal("*.w.test"))
+	src := plan.CertSource{Kind: plan.CertInternal}
+	get := func(name string) *tls.Certificate {
+		t.Helper()
+		cert, err := c.Get(t.Context(), hello(name), src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
+	}
+	now = now.Add(72 * time.Hour)
+	for _, name := range []string{"a.test", "b.test", "x.w.test"} {
+		if get(name).Leaf.NotBefore.Before(now.Add(-2 * time.Hour)) {
+			t.Fatalf("%s: a leaf of another time", name)
+		}
+	}
+	now = now.Add(-72 * time.Hour)
+	c.tend(t.Context())
+	if l := c.now.Load().local["b.test"].now.Load(); l.begin.After(now) {
+		t.Errorf("b.test, which nobody asks for: from %s on at %s", l.begin, now)
+	}
+	for _, name := range []string{"a.test", "x.w.test"} {
+		cert := get(name)
+		if cert.Leaf.NotBefore.After(now) {
+			t.Errorf("%s: from %s on at %s", name, cert.Leaf.NotBefore, now)
+		}
+		if again := get(name); serial(again) != serial(cert) {
+			t.Errorf("%s: a new leaf for each handshake", name)
+		}
+	}
+}

@@ -25,15 +25,21 @@ type slot struct {
 
 type leaf struct {
 	cert    *tls.Certificate
+	begin   time.Time
 	renewAt time.Time
 	end     time.Time
+}
+
+// fresh reports whether nothing is to be done about l. One that has not begun was made when the clock was ahead.
+func (l *leaf) fresh(now time.Time) bool {
+	return l != nil && !now.Before(l.begin) && now.Before(l.renewAt)
 }
 
 // get is the leaf in force. One whose time has come is replaced first; if that cannot be it serves to its end.
 func (s *slot) get(c *Certs) (*tls.Certificate, error) {
 	now := c.o.Now()
 	l := s.now.Load()
-	if l != nil && now.Before(l.renewAt) {
+	if l.fresh(now) {
 		return l.cert, nil
 	}
 	if l != nil && now.Before(l.end) && !s.mu.TryLock() {
@@ -42,7 +48,7 @@ func (s *slot) get(c *Certs) (*tls.Certificate, error) {
 		s.mu.Lock()
 	}
 	defer s.mu.Unlock()
-	if l := s.now.Load(); l != nil && now.Before(l.renewAt) {
+	if l := s.now.Load(); l.fresh(now) {
 		return l.cert, nil
 	}
 	err := s.make(c)
@@ -55,7 +61,7 @@ func (s *slot) get(c *Certs) (*tls.Certificate, error) {
 // make signs a leaf. mu is held.
 func (s *slot) make(c *Certs) error {
 	now := c.o.Now()
-	if s.fault != nil && now.Before(s.again) {
+	if s.fault != nil && now.Before(s.again) && s.again.Sub(now) <= tick { // more: the clock was set back
 		return s.fault
 	}
 	cert, err := c.ca.Leaf(s.name)
@@ -63,7 +69,7 @@ func (s *slot) make(c *Certs) error {
 		s.fault, s.again = err, now.Add(tick)
 		return err
 	}
-	s.now.Store(&leaf{cert: cert, renewAt: ca.RenewAt(cert.Leaf), end: cert.Leaf.NotAfter})
+	s.now.Store(&leaf{cert: cert, begin: cert.Leaf.NotBefore, renewAt: ca.RenewAt(cert.Leaf), end: cert.Leaf.NotAfter})
 	s.fault = nil
 	s.made++
 	return nil
@@ -92,7 +98,7 @@ func (c *Certs) tend(ctx context.Context) {
 			return
 		}
 		l := s.now.Load()
-		if l == nil && len(x.local) > eager || l != nil && now.Before(l.renewAt) {
+		if l == nil && len(x.local) > eager || l.fresh(now) {
 			continue
 		}
 		s.mu.Lock()

@@ -84,8 +84,13 @@ func (c *CA) Open() error {
 
 // open is Open with mu held.
 func (c *CA) open() error {
-	if c.root != nil {
-		return c.renew()
+	if root := c.root; root != nil {
+		err := root.isRoot(c.o.Now())
+		if err == nil {
+			return c.renew()
+		}
+		c.root = nil // the next Open looks whether there is another, or the clock is right again
+		return c.without(root, err)
 	}
 	text, err := c.o.Store.Read(RootFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -128,7 +133,7 @@ func (c *CA) found() error {
 // without goes on with the intermediate that is left, when the root cannot be read. No new root is made: the old one may
 // be trusted in many places, and there may be a backup of it.
 func (c *CA) without(broken *pair, why error) error {
-	c.fault = fmt.Errorf("the root of the local CA cannot be used: %s: %w", RootFile, why)
+	c.fault = unusable(why)
 	if broken != nil && broken.cert != nil {
 		c.public = broken.cert
 	} else if text, err := c.o.Store.Read(PublicFile); err == nil {
@@ -149,11 +154,18 @@ func (c *CA) without(broken *pair, why error) error {
 	return nil
 }
 
-// renew makes the intermediate where it is missing or two thirds of its life are over.
+func unusable(why error) error {
+	return fmt.Errorf("the root of the local CA cannot be used: %s: %w", RootFile, why)
+}
+
+// renew makes the intermediate where it is missing, has not begun, or two thirds of its life are over.
 func (c *CA) renew() error {
 	now := c.o.Now()
-	if c.root == nil || c.inter != nil && now.Before(RenewAt(c.inter.cert)) {
+	if c.root == nil || c.inter != nil && Fresh(c.inter.cert, now) {
 		return nil
+	}
+	if err := c.root.isRoot(now); err != nil {
+		return unusable(err)
 	}
 	inter, err := c.root.intermediate(now)
 	if err != nil {
@@ -223,6 +235,10 @@ func (c *CA) keep() error {
 func (c *CA) Fault() error {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
+	if root := c.root; c.fault == nil && root != nil && c.o.Now().Before(root.cert.NotBefore) {
+		return fmt.Errorf("the root of the local CA, %s, begins on %s only: the clock is behind, or was ahead when it was made; then stop quaymaster, move the file away and start again",
+			RootFile, root.cert.NotBefore.Format(time.DateTime))
+	}
 	return c.fault
 }
 
@@ -262,6 +278,12 @@ func (c *CA) Leaf(name string) (*tls.Certificate, error) {
 		return nil, fault
 	}
 	return nil, ErrUnused
+}
+
+// Fresh reports whether a certificate has begun, and less than two thirds of its life are over. One that has not begun was
+// made when the clock was ahead.
+func Fresh(cert *x509.Certificate, now time.Time) bool {
+	return !now.Before(cert.NotBefore) && now.Before(RenewAt(cert))
 }
 
 // RenewAt is when two thirds of a certificate's life are over.

@@ -133,6 +133,93 @@ func TestTend_RenewsTheIntermediateAtTwoThirds(t *testing.T) {
 	}
 }
 
+// A clock that was ahead for a while leaves nothing behind that clients do not take yet.
+func TestT10_AnIntermediateThatHasNotBegunIsMadeAnew(t *testing.T) {
+	k := start()
+	ca := open(t, t.TempDir(), k)
+	if err := ca.Open(); err != nil {
+		t.Fatal(err)
+	}
+	root := must[*x509.Certificate](t)(ca.Root())
+	right := k.now
+	k.now = right.Add(IntermediateLife)
+	if err := ca.Tend(); err != nil {
+		t.Fatal(err)
+	}
+	k.now = right
+	accepted(t, root, must[*tls.Certificate](t)(ca.Leaf("a.test")), "a.test", k.now)
+	if err := ca.Tend(); err != nil || ca.Fault() != nil || ca.unkept {
+		t.Errorf("%v, %v, unkept: %v", err, ca.Fault(), ca.unkept)
+	}
+	made := ca.inter.cert
+	if err := ca.Tend(); err != nil || !ca.inter.cert.Equal(made) {
+		t.Errorf("made again and again: %v", err)
+	}
+}
+
+// A root is never replaced by itself: that clients do not take it yet is said.
+func TestT10_ARootThatHasNotBegunIsSaid(t *testing.T) {
+	k := start()
+	right := k.now
+	k.now = right.Add(48 * time.Hour)
+	ca := open(t, t.TempDir(), k)
+	if err := ca.Open(); err != nil {
+		t.Fatal(err)
+	}
+	root := must[*x509.Certificate](t)(ca.Root())
+	k.now = right
+	if err := ca.Tend(); err != nil {
+		t.Error(err)
+	}
+	if leaf := must[*tls.Certificate](t)(ca.Leaf("a.test")); leaf.Leaf.NotBefore.After(k.now) {
+		t.Errorf("a leaf from %s on at %s", leaf.Leaf.NotBefore, k.now)
+	}
+	if err := ca.Fault(); err == nil || !strings.Contains(err.Error(), RootFile) || !strings.Contains(err.Error(), "clock") {
+		t.Errorf("Fault: %v", err)
+	}
+	k.now = right.Add(49 * time.Hour)
+	if err := ca.Tend(); err != nil || ca.Fault() != nil {
+		t.Errorf("in its time: %v, %v", err, ca.Fault())
+	}
+	accepted(t, root, must[*tls.Certificate](t)(ca.Leaf("a.test")), "a.test", k.now)
+}
+
+// When the root ends nothing is signed by it, and nothing is written over and over.
+func TestT10_ARootThatEndsWhileItIsUsedIsSaid(t *testing.T) {
+	dir, k := t.TempDir(), start()
+	ca := open(t, dir, k)
+	if err := ca.Open(); err != nil {
+		t.Fatal(err)
+	}
+	root := must[*x509.Certificate](t)(ca.Root())
+	right := k.now
+	k.now = right.Add(RootLife - 30*24*time.Hour)
+	if err := ca.Tend(); err != nil {
+		t.Fatal(err)
+	}
+	files := func() string {
+		return string(must[[]byte](t)(os.ReadFile(filepath.Join(dir, RootFile)))) + string(must[[]byte](t)(os.ReadFile(filepath.Join(dir, IntermediateFile))))
+	}
+	was := files()
+	k.now = right.Add(RootLife + time.Hour)
+	for range 2 {
+		if _, err := ca.Leaf("a.test"); err == nil || !strings.Contains(err.Error(), "ended on") {
+			t.Errorf("Leaf: %v", err)
+		}
+		if err := ca.Tend(); err == nil || ca.Fault() == nil || !strings.Contains(err.Error(), "ended on") {
+			t.Errorf("Tend: %v, Fault %v", err, ca.Fault())
+		}
+	}
+	if files() != was {
+		t.Error("something was written")
+	}
+	k.now = right.Add(RootLife - 20*24*time.Hour) // it was the clock
+	if err := ca.Tend(); err != nil || ca.Fault() != nil {
+		t.Errorf("the clock is right again: %v, %v", err, ca.Fault())
+	}
+	accepted(t, root, must[*tls.Certificate](t)(ca.Leaf("a.test")), "a.test", k.now)
+}
+
 // broken spoils a file of the state folder in several ways.
 var broken = map[string]func(text []byte) []byte{
 	"empty":  func([]byte) []byte { return nil },
