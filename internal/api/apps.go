@@ -179,34 +179,11 @@ func logQuestion(r *request) (n int, since time.Time, follow bool, err error) {
 
 // followLogs streams lines as server-sent events. A client that reads too slowly misses lines and is told how many.
 func (a *API) followLogs(w http.ResponseWriter, r *request, out AppOutput, from uint64) error {
-	select {
-	case a.streams <- struct{}{}:
-	default:
-		return problem(http.StatusServiceUnavailable, "too many event streams are open; close one")
-	}
-	defer func() { <-a.streams }()
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Time{}) // nothing more is to come; a client that left is noticed by the context
-	h := w.Header()
-	h.Set("Content-Type", sse)
-	h.Set("Cache-Control", "no-store")
-	_ = rc.SetWriteDeadline(time.Now().Add(streamWrite))
-	w.WriteHeader(http.StatusOK)
-	if err := rc.Flush(); err != nil {
-		return nil
-	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	defer context.AfterFunc(a.over, cancel)()
-	for {
+	return a.stream(w, r, func(ctx context.Context) (bool, error) {
 		next, err := sendLine(ctx, w, out, from)
-		if err != nil {
-			return nil // over, or the client left
-		}
-		if from = next; next == out.End() && rc.Flush() != nil {
-			return nil
-		}
-	}
+		from = next
+		return next == out.End(), err
+	})
 }
 
 // sendLine writes one line, or a comment when none has come for a while, and returns the number of the next.

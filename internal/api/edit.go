@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -50,14 +51,19 @@ func (a *API) putApp(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
+	return put(w, r, "app", match, a.o.Editor.PutApp)
+}
+
+// put has an object written that the body holds as configuration writes it.
+func put(w http.ResponseWriter, r *request, kind, match string, edit func(ctx context.Context, name string, text []byte, match string) (*Change, error)) error {
 	text, err := body(r)
 	if err != nil {
 		return err
 	}
 	if len(bytes.TrimSpace(text)) == 0 {
-		return problem(http.StatusBadRequest, "the body is empty; send the app as configuration writes it")
+		return problem(http.StatusBadRequest, "the body is empty; send the "+kind+" as configuration writes it")
 	}
-	c, err := a.o.Editor.PutApp(r.Context(), r.arg, text, match)
+	c, err := edit(r.Context(), r.arg, text, match)
 	return changed(w, c, err)
 }
 
@@ -91,15 +97,7 @@ func (a *API) putRoute(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	text, err := body(r)
-	if err != nil {
-		return err
-	}
-	if len(bytes.TrimSpace(text)) == 0 {
-		return problem(http.StatusBadRequest, "the body is empty; send the route as configuration writes it")
-	}
-	c, err := a.o.Editor.PutRoute(r.Context(), r.arg, text, match)
-	return changed(w, c, err)
+	return put(w, r, "route", match, a.o.Editor.PutRoute)
 }
 
 func (a *API) deleteRoute(w http.ResponseWriter, r *request) error {

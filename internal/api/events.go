@@ -22,16 +22,26 @@ func (a *API) events(w http.ResponseWriter, r *request) error {
 	if a.o.Events == nil {
 		return missing("a stream of events")
 	}
+	from, err := a.cursor(r)
+	if err != nil {
+		return err
+	}
+	return a.stream(w, r, func(ctx context.Context) (bool, error) {
+		next, err := a.send(ctx, w, from)
+		from = next
+		return true, err
+	})
+}
+
+// stream answers with server-sent events: send writes the next as often as it can and says whether it is to leave at
+// once, until it fails, the client leaves or the daemon stops. So many streams are open at once and no more.
+func (a *API) stream(w http.ResponseWriter, r *request, send func(context.Context) (flush bool, err error)) error {
 	select {
 	case a.streams <- struct{}{}:
 	default:
 		return problem(http.StatusServiceUnavailable, "too many event streams are open; close one")
 	}
 	defer func() { <-a.streams }()
-	from, err := a.cursor(r)
-	if err != nil {
-		return err
-	}
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{}) // nothing more is to come; a client that left is noticed by the context
 	h := w.Header()
@@ -46,13 +56,9 @@ func (a *API) events(w http.ResponseWriter, r *request) error {
 	defer cancel()
 	defer context.AfterFunc(a.over, cancel)()
 	for {
-		next, err := a.send(ctx, w, from)
-		if err != nil {
+		flush, err := send(ctx)
+		if err != nil || flush && rc.Flush() != nil {
 			return nil // over, or the client left
-		}
-		from = next
-		if rc.Flush() != nil {
-			return nil
 		}
 	}
 }
