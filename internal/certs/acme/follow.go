@@ -87,8 +87,11 @@ func (a *Issuer) Follow(set *plan.ACME, names []*plan.Certificate) {
 	for name, e := range old {
 		if e.demand && next[name] == nil && a.covered(name) {
 			next[name] = e
-		} else if next[name] != e && e.cancel != nil {
-			e.cancel() // nobody wants it any more
+		} else if next[name] != e { // nobody wants it any more
+			if e.cancel != nil {
+				e.cancel()
+			}
+			e.release()
 		}
 	}
 	a.loaded = nil

@@ -135,3 +135,29 @@ func TestT13_ANameThatARouteSpellsOutKeepsWhatItHadOnDemand(t *testing.T) {
 		t.Errorf("%d orders more than that of the new name", n-asked-1)
 	}
 }
+
+func TestT13_WhoAsksForANameThatIsTakenOutIsTold(t *testing.T) {
+	stub := acmetest.NewStub(t, orders(&acmetest.Refusal{Status: 403, Type: "caa", Detail: "CAA forbids it"}))
+	set, _ := onDemand(t, stub, 10, func(string) int { return http.StatusOK })
+	set.OnDemand.Ask = ""
+	closed := func(plan.Addr) bool { return false } // so that the order does not begin
+	r := run(t, nil, t.TempDir(), Options{Listening: closed}, set, auto("?*.customer.example")...)
+	over := make(chan error, 1)
+	go func() {
+		_, err := r.OnDemand(t.Context(), "a.customer.example")
+		over <- err
+	}()
+	r.until("the order is to begin", func() bool { return r.one("a.customer.example").OnDemand })
+	r.follow(set)
+	select {
+	case err := <-over:
+		if err == nil {
+			t.Error("a certificate came from nowhere")
+		}
+	case <-time.After(patience):
+		t.Fatal("who asked waits without end")
+	}
+	if n := stub.Count("order"); n != 0 {
+		t.Errorf("%d orders", n)
+	}
+}

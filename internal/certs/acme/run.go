@@ -24,7 +24,10 @@ func (a *Issuer) Run(ctx context.Context) error {
 	a.running = ctx
 	a.since = a.o.Clock.Now()
 	a.mu.Unlock()
-	a.begun.Do(func() { close(a.up) })
+	a.begun.Do(func() {
+		a.reread(ctx)
+		close(a.up)
+	})
 	defer a.close()
 	a.sweep()
 	for {
