@@ -20,6 +20,8 @@ const (
 	trustsAfter = 3 // failures for which a CA's Retry-After alone counts
 	stageAfter  = 2 // refusals before an order is tried at the staging directory first
 	deniedWait  = time.Hour
+	restLeast   = time.Minute    // from one certificate to the next, if it lasts very short
+	restMost    = time.Hour      // and otherwise
 	keepFailed  = 24 * time.Hour // how long a name on demand that failed is remembered
 )
 

@@ -92,12 +92,23 @@ func (e *entry) due(a *Issuer, now time.Time) time.Time {
 	case c != nil:
 		at = a.renewAt(e, c.Leaf)
 	}
-	for _, t := range []time.Time{e.plan.next(now), e.hold} {
+	for _, t := range []time.Time{e.plan.next(now), e.hold, e.rested(now)} {
 		if t.After(at) {
 			at = t
 		}
 	}
 	return at
+}
+
+// rested is when the certificate is old enough to be renewed, whatever the CA or the clock makes of its times: after an
+// hour, or half its lifetime where that is less.
+func (e *entry) rested(now time.Time) time.Time {
+	c := e.cert.Load()
+	if c == nil || e.rec == nil || e.rec.Obtained.After(now) { // by a clock that was ahead
+		return time.Time{}
+	}
+	life := c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)
+	return e.rec.Obtained.Add(min(max(life/2, restLeast), restMost))
 }
 
 // status is e for people. a.mu is held.
