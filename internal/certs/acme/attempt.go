@@ -22,6 +22,7 @@ const (
 	deniedWait  = time.Hour
 	restLeast   = time.Minute    // from one certificate to the next, if it lasts very short
 	restMost    = time.Hour      // and otherwise
+	maxError    = 2 << 10        // bytes of why an order failed
 	keepFailed  = 24 * time.Hour // how long a name on demand that failed is remembered
 )
 
@@ -182,6 +183,9 @@ func (a *Issuer) failed(e *entry, s schedule, fails []error, renews bool) {
 	}
 	s.Wait = seconds(waitFor(s.Attempts, wait, len(fails)) / time.Second)
 	s.Error = "cannot get a certificate: " + strings.Join(texts, "; then ")
+	if len(s.Error) > maxError {
+		s.Error = strings.ToValidUTF8(s.Error[:maxError], "") + "..."
+	}
 	a.mu.Lock()
 	e.forced = false
 	a.mu.Unlock()

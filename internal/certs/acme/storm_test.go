@@ -370,3 +370,17 @@ func TestT07_OneOrderForManyWhoAsk(t *testing.T) {
 		t.Errorf("asked %d times", n)
 	}
 }
+
+func TestT05_WhatIsKeptOfAFailureIsBounded(t *testing.T) {
+	stub := acmetest.NewStub(t, orders(&acmetest.Refusal{Status: 403, Type: strings.Repeat("very-long", 2000), Detail: "no"}))
+	set := stubSet(stub)
+	for range 7 {
+		set.Issuers = append(set.Issuers, plan.Issuer{Directory: stub.Directory, EABKeyID: fmt.Sprintf("%0500d", len(set.Issuers)), EABKey: "!"})
+	}
+	dir := t.TempDir()
+	r := run(t, nil, dir, Options{}, set, auto("a.example.com")...)
+	r.until("it is refused", func() bool { return r.one("a.example.com").State == Failing })
+	if n := len(r.one("a.example.com").Error); n > maxError+3 {
+		t.Errorf("%d bytes are kept", n)
+	}
+}

@@ -68,7 +68,7 @@ func (c *CA) account(ctx context.Context, d *desk) (acme.Account, error) {
 	if err := c.store(k); err != nil {
 		c.o.Log.Error("the account at the CA is kept in memory only: after a restart it is asked for again", "issuer", c.Host(), "err", err)
 	}
-	c.o.Log.Info("account at the CA", "issuer", c.Host(), "account", a.Location)
+	c.o.Log.Info("account at the CA", "issuer", c.Host(), "account", shorten(a.Location))
 	return a, nil
 }
 

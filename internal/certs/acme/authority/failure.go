@@ -65,7 +65,7 @@ func (f *Failure) Error() string {
 
 // said is a problem in one line: its type without the prefix that all have, the detail, and the parts.
 func said(p acme.Problem) string {
-	text := strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace)
+	text := kindOf(p.Type)
 	if text == "" {
 		text = fmt.Sprintf("HTTP %d", p.Status)
 	}
@@ -79,12 +79,17 @@ func said(p acme.Problem) string {
 			text += fmt.Sprintf(" (and %d more)", len(p.Subproblems)-i)
 			break
 		}
-		text += fmt.Sprintf(" (%s: %s: %s)", s.Identifier.Value, strings.TrimPrefix(s.Type, acme.ProblemTypeNamespace), shorten(s.Detail))
+		text += fmt.Sprintf(" (%s: %s: %s)", upTo(253, s.Identifier.Value), kindOf(s.Type), upTo(200, s.Detail))
 	}
 	if p.Instance != "" {
 		text += " <" + shorten(p.Instance) + ">"
 	}
 	return text
+}
+
+// kindOf is a problem's type for people.
+func kindOf(problem string) string {
+	return upTo(100, strings.TrimPrefix(problem, acme.ProblemTypeNamespace))
 }
 
 // remedy is what a person can do.
@@ -117,7 +122,7 @@ func (f *Failure) remedy(p acme.Problem) string {
 	case acme.ProblemTypeInvalidContact, acme.ProblemTypeUnsupportedContact:
 		return "correct acme.email"
 	case acme.ProblemTypeUserActionRequired:
-		return "the CA wants you to act: see " + p.Instance
+		return "the CA wants you to act: see " + shorten(p.Instance)
 	}
 	if f.Kind == Down && p.Type == "" && strings.Contains(f.Err.Error(), "x509:") {
 		return "if it is a private CA, set acme.ca_root"
@@ -181,7 +186,10 @@ func plain(err error) string {
 }
 
 // shorten bounds what somebody else wrote, and keeps it in one line that a terminal can show.
-func shorten(s string) string {
+func shorten(s string) string { return upTo(500, s) }
+
+// upTo is shorten with a bound of one's own, in bytes.
+func upTo(most int, s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n', r == '\r', r == '\t':
@@ -191,8 +199,8 @@ func shorten(s string) string {
 		}
 		return r
 	}, strings.TrimSpace(s))
-	if len(s) > 500 {
-		s = strings.ToValidUTF8(s[:500], "") + "..."
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "..."
 	}
 	return s
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -218,6 +219,69 @@ func TestT03_ACAThatGoesOnAndOnIsLeft(t *testing.T) {
 			}
 			if n := h.count("authz"); n > 2*orderBudget.bytes/maxAnswer {
 				t.Errorf("%d requests for authorizations", n)
+			}
+		})
+	}
+}
+
+func TestT05_WhatACASaysIsBounded(t *testing.T) {
+	long := strings.Repeat("very long ", 2000)
+	part := map[string]any{"type": long, "detail": long, "identifier": map[string]string{"type": "dns", "value": long}}
+	problem := func(kind string) map[string]any {
+		return map[string]any{"type": kind, "detail": long, "title": long, "instance": long, "status": 403, "subproblems": []any{part, part, part, part, part, part}}
+	}
+	for what, c := range map[string]struct {
+		path   string
+		status int
+		say    any
+	}{
+		"a type":             {"order", http.StatusForbidden, problem(long)},
+		"a page to see":      {"order", http.StatusForbidden, problem(acme.ProblemTypeUserActionRequired)},
+		"a challenge's type": {"authz", http.StatusOK, map[string]any{"status": "pending", "challenges": []any{map[string]string{"type": long}}}},
+		"a status":           {"authz", http.StatusOK, map[string]any{"status": long}},
+		"an identifier":      {"authz", http.StatusOK, map[string]any{"status": "pending", "identifier": acme.Identifier{Type: "dns", Value: long}, "challenges": []any{map[string]string{"type": "http-01"}}}},
+		"a link":             {"finalize", http.StatusOK, map[string]any{"status": "valid", "certificate": long}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			h := newHostile(t, func(h *hostile, w http.ResponseWriter, path string) bool {
+				if path != c.path {
+					return false
+				}
+				if c.status != http.StatusOK {
+					w.Header().Set("Content-Type", "application/problem+json")
+				}
+				w.WriteHeader(c.status)
+				h.say(w, c.say)
+				return true
+			})
+			_, err := h.Order(t.Context(), &Wish{Name: "a.example.com", Challenges: []Challenge{{Type: "http-01"}}})
+			if err == nil || len(err.Error()) > 5<<10 {
+				t.Errorf("%.300v", err)
+			}
+		})
+	}
+}
+
+func TestT05_WhatACASaysOfRenewalsIsBounded(t *testing.T) {
+	long := strings.Repeat("very long ", 2000)
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(1), AuthorityKeyId: []byte{1}}
+	for what, status := range map[string]int{"a problem": http.StatusForbidden, "a time": http.StatusOK} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			h := newHostile(t, func(h *hostile, w http.ResponseWriter, path string) bool {
+				if path != "renewal" {
+					return false
+				}
+				if status != http.StatusOK {
+					w.Header().Set("Content-Type", "application/problem+json")
+				}
+				w.WriteHeader(status)
+				h.say(w, map[string]any{"type": long, "detail": long, "suggestedWindow": map[string]string{"start": long}})
+				return true
+			})
+			if _, err := h.Window(t.Context(), leaf); err == nil || len(err.Error()) > 2<<10 || h.count("renewal") != 1 {
+				t.Errorf("%.300v", err)
 			}
 		})
 	}

@@ -56,14 +56,18 @@ func (c *CA) Window(ctx context.Context, leaf *x509.Certificate) (Window, error)
 	}
 	again := retryAfter(resp.Header.Get("Retry-After"), c.o.Now())
 	if resp.StatusCode != http.StatusOK {
-		return Window{Again: again}, httpError(resp.StatusCode, resp.Header.Get("Content-Type"), text)
+		err := httpError(resp.StatusCode, resp.Header.Get("Content-Type"), text)
+		if p, ok := problemOf(err); ok {
+			err = &statusError{resp.StatusCode, said(p)}
+		}
+		return Window{Again: again}, err
 	}
 	var info struct {
 		SuggestedWindow struct{ Start, End time.Time }
 		ExplanationURL  string
 	}
 	if err := json.Unmarshal(text, &info); err != nil {
-		return Window{Again: again}, fmt.Errorf("renewal information: %w", err)
+		return Window{Again: again}, fmt.Errorf("renewal information: %s", shorten(err.Error()))
 	}
 	w := Window{Start: info.SuggestedWindow.Start, End: info.SuggestedWindow.End, Why: shorten(info.ExplanationURL), Again: again}
 	if w.Start.IsZero() || !w.End.After(w.Start) {
