@@ -91,7 +91,9 @@ func TestT12_AnotherCAInTheSameFileReachesOpenConnections(t *testing.T) {
 	ask(open, r, "a.test", 200) // the same file with the same content
 
 	trust(after)
-	q.reload(body)
+	if out, code := q.cli("reload"); code != 0 { // of the same configuration
+		t.Fatalf("reload: exit %d\n%s", code, out)
+	}
 	ask(open, r, "a.test", 421)
 	if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the 421: %v, want the end", err)
