@@ -92,12 +92,21 @@ func (e *entry) due(a *Issuer, now time.Time) time.Time {
 	case c != nil:
 		at = a.renewAt(e, c.Leaf)
 	}
-	for _, t := range []time.Time{e.plan.next(now), e.hold, e.rested(now)} {
+	for _, t := range []time.Time{e.plan.next(now), e.held(now), e.rested(now)} {
 		if t.After(at) {
 			at = t
 		}
 	}
 	return at
+}
+
+// held is until when no order is made whatever the schedule says. It is never longer than the longest that there is: one
+// that is was made by a clock that was ahead. Issuer.mu is held.
+func (e *entry) held(now time.Time) time.Time {
+	if most := now.Add(deniedWait); e.hold.After(most) {
+		e.hold = most
+	}
+	return e.hold
 }
 
 // rested is when the certificate is old enough to be renewed, whatever the CA or the clock makes of its times: after an
@@ -144,7 +153,7 @@ func (e *entry) status(a *Issuer, now time.Time) State {
 		s.State = Failing
 		s.NextTry = e.due(a, now)
 	case e.blocked != "" || !e.hold.IsZero():
-		s.NextTry = e.hold
+		s.NextTry = e.held(now)
 	}
 	if e.blocked != "" && !e.working {
 		s.Error = e.blocked

@@ -60,7 +60,7 @@ func (a *Issuer) askAt(e *entry, now time.Time) time.Time {
 		return now
 	}
 	if most := now.Add(askMost); e.plan.ARI.Again.After(most) {
-		return most // the clock was ahead
+		e.plan.ARI.Again = most // the clock was ahead
 	}
 	return e.plan.ARI.Again
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/letsencrypt/pebble/v2/ca"
 
 	"github.com/quaymaster/quaymaster/internal/certs/acme/acmetest"
+	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
 func TestT05_CertificatesThatAreToBeRenewedAtOnceMakeNoStorm(t *testing.T) {
@@ -75,6 +76,45 @@ func TestT05_HowLongACertificateRests(t *testing.T) {
 		e.cert.Store(&tls.Certificate{Leaf: &x509.Certificate{NotBefore: now, NotAfter: now.Add(c.life)}})
 		if got := e.rested(now).Sub(now); got != c.want {
 			t.Errorf("one that lasts %v rests %v", c.life, got)
+		}
+	}
+}
+
+func TestT05_AClockThatIsSetBackHoldsNobodyUp(t *testing.T) {
+	stub := acmetest.NewStub(t, orders(&acmetest.Refusal{Status: 500, Detail: "out of order"}))
+	c := newClock()
+	c.set(1000 * time.Hour)
+	r := run(t, nil, t.TempDir(), Options{Clock: c}, stubSet(stub), auto("a.example.com", "b.example.com", "c.example.com", "d.example.com")...)
+	r.until("all fail", func() bool {
+		for _, s := range r.Status() {
+			if s.State != Failing {
+				return false
+			}
+		}
+		return true
+	})
+	r.follow(stubSet(stub), auto("e.example.com")...)
+	r.until("it waits for the CA", func() bool {
+		return strings.Contains(r.one("e.example.com").Error, "waits for a CA that fails whoever asks")
+	})
+	asked := stub.Count("order")
+	c.set(-1000 * time.Hour)
+	if s := r.one("e.example.com"); s.NextTry.After(c.Now().Add(deniedWait)) {
+		t.Errorf("it waits until %v", s.NextTry)
+	}
+	c.set(deniedWait)
+	r.until("it is asked again", func() bool { return stub.Count("order") > asked })
+}
+
+func TestT05_WhenToAskTheCAAgainIsInReach(t *testing.T) {
+	a := still(t)
+	a.Follow(&plan.ACME{Issuers: []plan.Issuer{{Directory: "https://ca.example/directory"}}, Challenges: []string{http01}}, nil)
+	put(t, a.o.State.Path(), "https://ca.example/directory", "a.example.com", 90*24*time.Hour)
+	e, now := a.read("a.example.com"), time.Now()
+	e.plan.ARI = window{Serial: serial(e.cert.Load().Leaf), Again: now.Add(1000 * time.Hour)}
+	for _, at := range []time.Time{now, now.Add(askMost)} {
+		if got := a.askAt(e, at); !got.Equal(now.Add(askMost)) {
+			t.Errorf("at %v it is to be asked at %v", at, got)
 		}
 	}
 }

@@ -99,7 +99,7 @@ func Host(directory string) string {
 }
 
 // Resting says until when the CA is to be left alone, and why.
-func (c *CA) Resting() (until time.Time, why error) { return c.gate.closed() }
+func (c *CA) Resting() (until time.Time, why error) { return c.gate.closed(c.o.Now()) }
 
 // ready returns the desk, and makes it when there is none. One caller makes it, all others wait for that one.
 func (c *CA) ready(ctx context.Context) (*desk, error) {

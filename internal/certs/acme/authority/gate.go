@@ -21,10 +21,18 @@ type gate struct {
 }
 
 // closed says until when, and what was said last.
-func (g *gate) closed() (time.Time, error) {
+func (g *gate) closed(now time.Time) (time.Time, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.look(now)
 	return g.until, g.why
+}
+
+// look opens a gate that was closed by a clock that was ahead. mu is held.
+func (g *gate) look(now time.Time) {
+	if g.until.After(now.Add(gateMost)) {
+		g.until, g.why = time.Time{}, nil
+	}
 }
 
 // opened: the CA did what it was asked to.
@@ -38,6 +46,7 @@ func (g *gate) opened() {
 func (g *gate) failed(now time.Time, wait time.Duration, why error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.look(now)
 	if g.until.After(now) {
 		return // those who asked before it was closed count once
 	}

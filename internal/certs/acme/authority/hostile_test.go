@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mholt/acmez/v3/acme"
 
@@ -284,5 +285,23 @@ func TestT05_WhatACASaysOfRenewalsIsBounded(t *testing.T) {
 				t.Errorf("%.300v", err)
 			}
 		})
+	}
+}
+
+func TestT05_AGateThatAClockAheadClosedIsOpen(t *testing.T) {
+	g, now := gate{}, time.Now()
+	for range gateAfter {
+		g.failed(now, time.Hour, errSeen)
+	}
+	if until, why := g.closed(now); !until.Equal(now.Add(gateMost)) || !errors.Is(why, errSeen) {
+		t.Errorf("closed until %v: %v", until, why)
+	}
+	now = now.Add(-48 * time.Hour)
+	if until, why := g.closed(now); until.After(now) || why != nil {
+		t.Errorf("closed until %v: %v", until, why)
+	}
+	g.failed(now, 0, errSeen)
+	if until, _ := g.closed(now); !until.After(now) || until.After(now.Add(gateMost)) {
+		t.Errorf("then closed until %v", until)
 	}
 }

@@ -1,6 +1,7 @@
 package demand
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -86,4 +87,24 @@ func TestT07_TheBudgetIsOfTheLastHour(t *testing.T) {
 	spend(false)
 	now = now.Add(-100 * time.Hour) // the clock was ahead: what was begun in the future does not count
 	spend(true)
+}
+
+func TestT07_ANoFromAClockThatWasAheadIsForgotten(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("domain") != "a.customer.example" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	defer s.Close()
+	now := time.Now()
+	g := New(Options{Store: memory{}, Now: func() time.Time { return now }})
+	g.Follow(&plan.OnDemand{Ask: s.URL, Allow: []string{"*.customer.example"}, PerHour: 1})
+	g.deny("a.customer.example", ErrDenied)
+	if err := g.Admit(t.Context(), "a.customer.example"); !errors.Is(err, ErrDenied) {
+		t.Errorf("a no is not remembered: %v", err)
+	}
+	now = now.Add(-48 * time.Hour)
+	if err := g.Admit(t.Context(), "a.customer.example"); err != nil {
+		t.Error(err)
+	}
 }
