@@ -122,10 +122,11 @@ func (l *load) issuers(set *plan.ACME, f *form.ACME) {
 }
 
 func (l *load) eab(out *plan.Issuer, e *form.EAB, path string) {
-	out.EABKeyID, out.EABKey = e.KID, plan.Secret(e.HMAC)
-	switch _, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(string(e.HMAC), "=")); {
+	key := strings.TrimRight(string(e.HMAC), "=") // some CAs show it with padding
+	out.EABKeyID, out.EABKey = e.KID, plan.Secret(key)
+	switch _, err := base64.RawURLEncoding.DecodeString(key); {
 	case len(l.errs) > 0:
-	case e.KID == "" || e.HMAC == "":
+	case e.KID == "" || key == "":
 		l.fault(path, "write {kid: ..., hmac: ...}", "an external account has an id and a key")
 	case err != nil:
 		l.fault(path+".hmac", "copy the key as the CA shows it", "the key is not base64url")

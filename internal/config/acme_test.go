@@ -154,6 +154,13 @@ sites: {a.example.com: 1}
 	}
 }
 
+func TestTheKeyOfAnExternalAccountHasNoPadding(t *testing.T) {
+	p := loadText(t, "acme: {email: a@b.c, issuers: [{directory: zerossl, eab: {kid: k, hmac: \"c2VjcmV0MQ==\"}}]}\nsites: {a.example.com: 1}\n")
+	if got := string(p.Settings.ACME.Issuers[0].EABKey); got != "c2VjcmV0MQ" {
+		t.Errorf("the key is %q", got)
+	}
+}
+
 // TestACMEWarnings has what is allowed, and will most likely not work.
 func TestACMEWarnings(t *testing.T) {
 	for text, want := range map[string]string{
