@@ -41,7 +41,7 @@ func underTest(t *testing.T) string {
 func short(t *testing.T, seed uint64, only string) (*chaos, load.Tally, string) {
 	t.Helper()
 	o := options{
-		duration: 3 * time.Second, seed: seed, only: only, binary: underTest(t), every: 150 * time.Millisecond, long: 300 * time.Millisecond,
+		duration: 3 * time.Second, seed: seed, only: only, binary: underTest(t), every: 80 * time.Millisecond, long: 200 * time.Millisecond,
 		patience: 2 * time.Minute, race: true,
 	}
 	var err error

@@ -51,7 +51,7 @@ func serveTarget(args []string) error {
 func (t *target) start(self string, log *os.File) error {
 	t.cmd = exec.Command(self, "target", t.id, strconv.Itoa(t.shared), strconv.Itoa(t.first), t.journal)
 	t.cmd.Stdout, t.cmd.Stderr = log, log
-	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	t.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL} // a ^C is for us alone
 	if err := t.cmd.Start(); err != nil {
 		return err
 	}
