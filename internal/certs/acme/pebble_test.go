@@ -127,7 +127,8 @@ func TestT01_TwentyNamesAtASlowCA(t *testing.T) {
 	began := time.Now()
 	s.run(t, Options{}, names...)
 	s.wait(t, names...)
-	if took := time.Since(began); took > 10*time.Second && !testing.Short() {
+	// 8 s where nobody else uses the machine; one after the other they would take 40.
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("20 names took %v", took)
 	}
 }
