@@ -385,9 +385,14 @@ func (c *chaos) comesBack(port int, stay time.Duration, f *foreign) {
 			return err
 		}
 		for _, p := range all {
-			if p.Port == port && p.Source != "admin" && p.State != "bound" {
-				return fmt.Errorf("%s: %s, next try %v", p.State, p.Error, p.NextTry)
+			if p.Port != port || p.Source == "admin" || p.State == "bound" {
+				continue
 			}
+			err := fmt.Errorf("%s: %s, next try %v", p.State, p.Error, p.NextTry)
+			if time.Since(p.NextTry) > c.o.patience { // it was to be tried by now
+				return &over{err}
+			}
+			return err
 		}
 		return nil
 	})
