@@ -389,7 +389,7 @@ func (c *chaos) comesBack(port int, stay time.Duration, f *foreign) {
 				continue
 			}
 			err := fmt.Errorf("%s: %s, next try %v", p.State, p.Error, p.NextTry)
-			if time.Since(p.NextTry) > c.o.patience { // it was to be tried by now
+			if !p.NextTry.IsZero() && time.Since(p.NextTry) > c.o.patience { // it was to be tried by now
 				return &over{err}
 			}
 			return err
