@@ -127,9 +127,9 @@ func TestA02_NotReadyInTimeIs504(t *testing.T) {
 func TestA04_CrashesAreToldAndALoopIsAState(t *testing.T) {
 	t.Parallel()
 	leases := freePorts(t, 5)
-	quick := "restart: {backoff: 50ms, max_backoff: 200ms, max: 4, within: 60, min_uptime: 100ms}"
-	q := startApps(t, fmt.Sprintf("app_ports: %d-%d\n", leases, leases+4)+"apps:\n"+appEntry(t, "web", "crash", quick)+
-		appEntry(t, "shot", "killed", quick)+appEntry(t, "late", "later serve", quick))
+	quick := "restart: {backoff: 50ms, max_backoff: 200ms, max: 4, within: 60, min_uptime: %s}"
+	q := startApps(t, fmt.Sprintf("app_ports: %d-%d\n", leases, leases+4)+"apps:\n"+appEntry(t, "web", "crash", fmt.Sprintf(quick, "60s"))+
+		appEntry(t, "shot", "killed", fmt.Sprintf(quick, "60s"))+appEntry(t, "late", "later serve", fmt.Sprintf(quick, "100ms")))
 	a := q.appIs("web", "crash-looping")
 	for _, want := range []string{"exit code 3 after ", "attempt 4 of 4 within 1m0s", "quaymaster apps start web", "words 2 | words 3 | words 4 | words 5 | words 6"} {
 		if !strings.Contains(a.Reason, want) {
