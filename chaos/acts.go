@@ -350,12 +350,14 @@ func (c *chaos) killInReload() error {
 }
 
 // killAndTake kills the serving process and lets somebody else take one or two of its ports before it starts again. The
-// rest serves; the ports come back by themselves, one step of the back-off after the other has left.
+// rest serves; the ports come back by themselves, one step of the back-off after the other has left. Half of the time nothing
+// else happens until they have, so that it is not a new start that brings them back.
 func (c *chaos) killAndTake() error {
 	wanted := c.now.ports()
 	c.rng.Shuffle(len(wanted), func(i, j int) { wanted[i], wanted[j] = wanted[j], wanted[i] })
 	n, stay := 1+c.rng.IntN(2), time.Duration(300+c.rng.IntN(1700))*time.Millisecond
-	return c.restart(func() {
+	var back sync.WaitGroup
+	err := c.restart(func() {
 		for _, port := range wanted[:min(n, len(wanted))] {
 			if c.barred(port) {
 				continue
@@ -363,13 +365,19 @@ func (c *chaos) killAndTake() error {
 			c.mu.Lock()
 			c.coming[port] = true
 			c.mu.Unlock()
-			if !c.take(port, func(f *foreign) { c.comesBack(port, stay, f) }) {
+			back.Add(1)
+			if !c.take(port, func(f *foreign) { defer back.Done(); c.comesBack(port, stay, f) }) {
+				back.Done()
 				c.mu.Lock()
 				delete(c.coming, port) // a process that drains has it still
 				c.mu.Unlock()
 			}
 		}
 	})
+	if c.rng.IntN(2) == 0 {
+		back.Wait()
+	}
+	return err
 }
 
 // comesBack leaves a port after a while, and wants it bound in time.
