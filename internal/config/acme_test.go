@@ -136,7 +136,7 @@ acme:
   dns: {rfc2136: {server: "10.0.0.53:53", zone: Example.Com., tsig_key: "hmac-sha512:k", tsig_secret: c2VjcmV0}}
   renew_before: 720h
   on_demand: {ask: "http://127.0.0.1/x", allow: ["*.c.example.net", a.example.net], per_hour: 3}
-sites: {a.example.com: 1}
+sites: {a.example.com: {targets: ["127.0.0.1:1"], tls: {min_version: "1.3"}}}
 `)
 	set := *p.Settings.ACME
 	if got := fmt.Sprint(set.Issuers); got != "[{https://acme-v02.api.letsencrypt.org/directory a@b.c   shortlived} {https://acme.zerossl.com/v2/DV90 z@b.c k *** } {https://ca.test/dir a@b.c   }]" {
@@ -149,7 +149,7 @@ sites: {a.example.com: 1}
 		"[::1]:8080 [[::1]:8081 [::1]:8082 10.0.0.1:8080 10.0.0.1:8081 10.0.0.1:8082] [::1]:8443 720h0m0s {http://127.0.0.1/x [*.c.example.net a.example.net] 3} [http-01 tls-alpn-01 dns-01]" {
 		t.Errorf("%s", got)
 	}
-	if text := string(Expand(p)); strings.Contains(text, "c2VjcmV0") || !strings.Contains(text, "certificates:") {
+	if text := string(Expand(p)); strings.Contains(text, "c2VjcmV0") || !strings.Contains(text, "certificates:") || !strings.Contains(text, `min_version: "1.3"`) {
 		t.Errorf("expanded:\n%s", text)
 	}
 }

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"crypto/tls"
 	"net/netip"
 	"slices"
 	"time"
@@ -10,7 +11,7 @@ import (
 type TLS struct {
 	Mode        TLSMode
 	Certificate CertSource
-	MinVersion  uint16 // tls.VersionTLS12 or tls.VersionTLS13
+	MinVersion  TLSVersion
 	ClientAuth  ClientAuth
 	ALPN        []string // in our order of preference; never empty
 }
@@ -24,6 +25,17 @@ const (
 	Terminate   TLSMode = "terminate"   // ended here
 	Reencrypt   TLSMode = "reencrypt"   // ended here and begun anew to the target
 )
+
+// TLSVersion is tls.VersionTLS12 or tls.VersionTLS13, and written as the configuration has it: 1.2 or 1.3.
+type TLSVersion uint16
+
+// MarshalText never fails.
+func (v TLSVersion) MarshalText() ([]byte, error) {
+	if v == tls.VersionTLS13 {
+		return []byte("1.3"), nil
+	}
+	return []byte("1.2"), nil
+}
 
 // Ends reports whether TLS ends here.
 func (t *TLS) Ends() bool { return t != nil && t.Mode != Passthrough }

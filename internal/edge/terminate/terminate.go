@@ -159,7 +159,7 @@ func (m *maker) policy(t *plan.TLS) (*Policy, error) {
 
 // take finds the policy in this plan or the one before, or makes it.
 func (m *maker) take(t *plan.TLS, ca *authority) *Policy {
-	k := key{cert: t.Certificate, min: t.MinVersion, auth: t.ClientAuth, alpn: strings.Join(t.ALPN, ",")}
+	k := key{cert: t.Certificate, min: uint16(t.MinVersion), auth: t.ClientAuth, alpn: strings.Join(t.ALPN, ",")}
 	if ca != nil {
 		k.ca = ca.sum
 	}
@@ -192,7 +192,7 @@ func (m *maker) fallback(src plan.CertSource) *Policy {
 func newPolicy(o *Options, t *plan.TLS, k key, ca *authority) *Policy {
 	p := &Policy{TLS: t, tickets: o.Tickets, id: k.sum()}
 	p.config = &tls.Config{
-		MinVersion: max(t.MinVersion, tls.VersionTLS12), CipherSuites: suites,
+		MinVersion: max(uint16(t.MinVersion), tls.VersionTLS12), CipherSuites: suites,
 		NextProtos: slices.DeleteFunc(slices.Clone(t.ALPN), func(a string) bool { return !slices.Contains(o.Protocols, a) }),
 		// Whole records from the start: small ones help pages to paint on slow lines, and cost a system call each.
 		DynamicRecordSizingDisabled: true,
