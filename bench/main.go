@@ -31,6 +31,9 @@ type options struct {
 	out     string // markdown file; "" = print only
 	binary  string
 	keep    bool // leave configurations and logs
+	quick   bool // one short round, to see that all of it works
+	wakes   int  // of each sleeping app
+	rest    int  // seconds over which apps at rest are looked at
 }
 
 func main() {
@@ -42,6 +45,9 @@ func main() {
 		case "load":
 			runLoad(os.Args[2:])
 			return
+		case "app":
+			runApp(os.Args[2:])
+			return
 		}
 	}
 	var o options
@@ -52,7 +58,13 @@ func main() {
 	flag.StringVar(&o.out, "out", "", "write the table to this markdown file too")
 	flag.StringVar(&o.binary, "binary", "bin/quaymaster", "the program to measure")
 	flag.BoolVar(&o.keep, "keep", false, "leave configurations and logs of the programs")
+	flag.IntVar(&o.wakes, "wakes", 40, "first requests to each sleeping app")
+	flag.IntVar(&o.rest, "rest", 60, "seconds over which apps at rest are looked at")
+	flag.BoolVar(&o.quick, "quick", false, "one short round: to see that it works, not for figures")
 	flag.Parse()
+	if o.quick {
+		o.seconds, o.rounds, o.wakes, o.rest = 1, 1, 5, 10
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx, o); err != nil {
@@ -102,7 +114,17 @@ func run(ctx context.Context, o options) error {
 			}
 		}
 	}
-	text := table(order, progs, results)
+	apps, err := b.measureApps(ctx)
+	if err != nil {
+		return err
+	}
+	text := ""
+	if len(order) > 0 {
+		text = table(order, progs, results)
+	}
+	if len(apps) > 0 {
+		text += "\n## Apps\n\n" + appTable(apps)
+	}
 	fmt.Println(text)
 	if o.out != "" {
 		return os.WriteFile(o.out, []byte(page(machine(progs), text)), 0o644)
@@ -128,6 +150,7 @@ type bench struct {
 	dir     string
 	target  *process
 	current program // the one under measurement
+	cores   string  // where apps and their daemon run; "" is all
 }
 
 // measure runs a workload a few times against a fresh instance of the program and returns the medians.

@@ -115,5 +115,8 @@ func page(machine, table string) string {
 	for _, w := range workloads() {
 		fmt.Fprintf(&b, "- **%s**: %s\n", w.name, w.about)
 	}
+	for _, w := range appWorkloads() {
+		fmt.Fprintf(&b, "- **%s**: %s\n", w.name, w.about)
+	}
 	return b.String()
 }
