@@ -224,7 +224,11 @@ func serveApp(has func(string) bool) {
 	case os.Getenv("SOCKET") != "":
 		l, err = net.Listen("unix", os.Getenv("SOCKET"))
 	default:
-		l, err = net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
+		at := os.Getenv("PORT")
+		if _, other, ok := strings.Cut(os.Getenv("QM_APP"), "at="); ok { // it does as it pleases
+			at = strings.Fields(other)[0]
+		}
+		l, err = net.Listen("tcp", "127.0.0.1:"+at)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -65,13 +65,14 @@ type app struct {
 	// Trouble. The owner's.
 	exits    []time.Time // that nobody had asked for, within Restart.Within
 	delay    time.Duration
-	pause    time.Time // nothing is started before
-	now      time.Time // of the step
-	stuck    State     // CrashLooping or Failed, until somebody changes something
-	why      string    // of stuck and pause
-	busy     int       // ports in a row that were taken
-	sick     string    // what is wrong with a ready one
-	late     bool      // why is that it was not ready in time
+	pause    time.Time   // nothing is started before
+	now      time.Time   // of the step
+	stuck    State       // CrashLooping or Failed, until somebody changes something
+	why      string      // of stuck and pause
+	busy     int         // ports in a row that were taken
+	evicted  []time.Time // whose holders were ended, within evictWindow
+	sick     string      // what is wrong with a ready one
+	late     bool        // why is that it was not ready in time
 	restarts int
 	last     *Exit
 

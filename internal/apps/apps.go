@@ -64,6 +64,9 @@ type Options struct {
 	Sockets, Output string
 	Events          func(kind, object, message string) // must not block
 	Holder          func(port uint16) string           // who listens there, for people; nil: nobody knows
+	// Evict ends who listens on the port of an app, as far as its entry allows, and returns when they are gone, or why they
+	// are not; ended: somebody was signalled. nil: nobody is.
+	Evict func(ctx context.Context, a *plan.App, port uint16) (ended bool, err error)
 }
 
 // Apps are all apps of the plan. Use New, and Run.

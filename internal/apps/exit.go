@@ -73,15 +73,22 @@ func (a *app) portTaken(e *run.PortError) {
 	switch {
 	case a.want.OnPortBusy == "fail":
 		a.fail(text + "; free it, or write another one, then \"quaymaster apps start " + a.name + "\"")
+	case a.want.OnPortBusy == "take_over" && e.Port != 0 && a.s.opt.Evict != nil:
+		a.evict(e, text)
 	case a.want.OnPortBusy == "next" && e.Port != 0 && a.want.Port == 0 && a.want.Socket != "unix" && a.busy <= busyPorts:
 		a.anew = true
 		a.s.opt.Log.Warn("app goes to another port", "app", a.name, "port", e.Port, "reason", text)
 		a.s.opt.Events("app.port_taken", a.name, text)
 	default:
-		pause := min(busyFirst<<min(a.busy-1, 10), busyMost)
-		a.pause = time.Now().Add(pause)
-		a.why = text + "; next start in " + span(pause)
+		a.tryLater(text)
 	}
+}
+
+// tryLater tries a port again after a pause, which grows.
+func (a *app) tryLater(text string) {
+	pause := min(busyFirst<<min(max(a.busy-1, 0), 10), busyMost)
+	a.pause = time.Now().Add(pause)
+	a.why = text + "; next start in " + span(pause)
 }
 
 // taken says which port somebody else has, and who.

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quaymaster/quaymaster/internal/apps"
+	"github.com/quaymaster/quaymaster/internal/apps/launch"
 	"github.com/quaymaster/quaymaster/internal/apps/run"
 	"github.com/quaymaster/quaymaster/internal/logs"
 	"github.com/quaymaster/quaymaster/internal/plan"
@@ -231,7 +232,7 @@ func newFloor(t testing.TB, list ...*plan.App) *floor {
 	f.leases = leases.New(leases.Options{Store: dir, Log: log, Runs: func(n string, p uint16) bool { return f.apps.Has(n, p) }})
 	f.apps = apps.New(apps.Options{
 		Log: log, Registry: f.reg, Store: dir, Runner: func(*plan.App) run.Runner { return f.runner }, Ports: ports{f.leases}, Pools: f.pools,
-		Sockets: t.TempDir(), Output: t.TempDir(), Events: func(kind, object, message string) { f.events.Add(kind + " " + object + " " + message) },
+		Listen: listen, Sockets: t.TempDir(), Output: t.TempDir(), Events: func(kind, object, message string) { f.events.Add(kind + " " + object + " " + message) },
 	})
 	ctx, end := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -254,6 +255,15 @@ func newFloor(t testing.TB, list ...*plan.App) *floor {
 	})
 	f.follow(list...)
 	return f
+}
+
+// listen is what the daemon does for a socket of an app.
+func listen(at plan.Addr) (int, error) {
+	l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", at.Port))
+	if err != nil {
+		return -1, err
+	}
+	return launch.Detach(l)
 }
 
 // follow makes a plan of the apps, each with an upstream of its name, the wish.

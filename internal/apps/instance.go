@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,6 +80,7 @@ type launched struct {
 	sock  *socket // that was opened for it
 	// listens: a socket of ours has the port
 	listens bool
+	held    func() error // lets go of a port of a number
 }
 
 // launch begins an instance.
@@ -89,6 +91,9 @@ func (a *app) launch(another bool) *instance {
 	a.aside(func(life context.Context) {
 		l := &launched{}
 		err := a.begin(ctx, i.tap, spec, another, sock, l)
+		if l.held != nil {
+			_ = l.held()
+		}
 		if err != nil && l.lease != nil && !l.listens {
 			_ = reclaim(life, l.lease) // one that is busy says so where leases are listed
 		}
@@ -143,6 +148,11 @@ func (a *app) place(ctx context.Context, spec *plan.App, another bool, st *run.S
 		return nil
 	case spec.Port != 0:
 		st.Port = spec.Port
+		l.at = plan.TCPAddr(loopback, st.Port)
+		if spec.Socket == "fd" {
+			return nil // opened by us in any case
+		}
+		return a.hold(ctx, st, l)
 	default:
 		lease, err := a.s.opt.Ports.Lease(ctx, a.name, another)
 		if err != nil {
@@ -151,6 +161,22 @@ func (a *app) place(ctx context.Context, spec *plan.App, another bool, st *run.S
 		l.lease, st.Port, st.Handoff = lease, lease.Port(), lease.Handoff
 	}
 	l.at = plan.TCPAddr(loopback, st.Port)
+	return nil
+}
+
+// hold keeps a port of a number bound until the app is about to bind it, as a lease does: what answers there afterwards is the
+// app, and no stranger who was there before.
+func (a *app) hold(ctx context.Context, st *run.Start, l *launched) error {
+	k, err := a.listen(ctx, st, l.at)
+	var taken *run.PortError
+	switch {
+	case errors.As(err, &taken), ctx.Err() != nil:
+		return err
+	case err != nil: // the app may have rights that we have not
+		return nil //nolint:nilerr // what keeps it from the port it says itself
+	}
+	l.held = sync.OnceValue(func() error { closeFD(k.fd); return nil })
+	st.Handoff = l.held
 	return nil
 }
 
@@ -169,6 +195,9 @@ func (a *app) listen(ctx context.Context, st *run.Start, at plan.Addr) (*socket,
 		fd, err := a.s.opt.Listen(at)
 		if err == nil {
 			return &socket{fd: fd, at: at}, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, err
 		}
 		if time.Now().After(until) {
 			return nil, &run.PortError{Port: at.Port, Text: err.Error()}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,21 +72,21 @@ func (r *records) start(store Store, log *slog.Logger) {
 // load reads the file.
 func (r *records) load() map[string]*appRecord {
 	data, err := r.store.Read(recordFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	now := make(map[string]*appRecord)
+	if errors.Is(err, fs.ErrNotExist) {
+		return now
+	}
 	if err == nil {
 		err = json.Unmarshal(data, &now)
 	}
 	if err != nil {
-		r.log.Error("records of apps cannot be read: those that still run are not found again", "file", recordFile, "err", err)
-		return nil
+		r.log.Error("records of apps cannot be read: those that still run are ended", "file", recordFile, "err", err)
+		return make(map[string]*appRecord)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.now = now
-	return maps.Clone(now)
+	r.now = maps.Clone(now)
+	return now
 }
 
 // set makes another record of an app; nil is none.
@@ -189,7 +190,7 @@ func (s *Apps) Has(name string, port uint16) bool {
 		return false
 	}
 	for _, i := range a.found {
-		if i.Leased && i.Port == port {
+		if i.Leased && (i.Port == port || i.Port == 0) { // 0: nobody knows
 			return true
 		}
 	}
@@ -204,13 +205,46 @@ func (s *Apps) recover() {
 		return
 	}
 	s.recovered = true
-	for name, rec := range s.records.load() {
+	known := s.records.load()
+	for name, lost := range s.lost(known) {
+		rec := known[name]
+		if rec == nil {
+			rec = &appRecord{}
+		}
+		rec.Instances = append(slices.Clone(rec.Instances), lost...)
+		known[name] = rec
+	}
+	for name, rec := range known {
 		a := s.newApp(name)
 		a.found = rec.Instances
 		a.post(func() {
 			a.held, a.restarts, a.adopt = rec.Held, rec.Restarts, rec.Instances
 		})
 	}
+}
+
+// lost are instances that were begun and not noted, by app: their daemon was killed in between. They are found by what they
+// have open, and ended, since nobody knows what of.
+func (s *Apps) lost(known map[string]*appRecord) map[string][]instRecord {
+	r, can := s.opt.Runner(&plan.App{}).(interface {
+		Lost(known []run.Record) map[string][]run.Record
+	})
+	if !can {
+		return nil
+	}
+	var noted []run.Record
+	for _, rec := range known {
+		for _, i := range rec.Instances {
+			noted = append(noted, i.Run)
+		}
+	}
+	out := make(map[string][]instRecord)
+	for name, list := range r.Lost(noted) {
+		for _, rec := range list {
+			out[name] = append(out[name], instRecord{Run: rec, Leased: true})
+		}
+	}
+	return out
 }
 
 // recall looks for the instances of an earlier daemon.
@@ -266,7 +300,7 @@ func (a *app) recalled(list []instRecord, found []*instance, errs []error) {
 			a.takeOver(i)
 		case errors.Is(errs[n], run.ErrGone):
 			a.out.note("gone while quaymaster was away")
-			if list[n].Leased {
+			if list[n].Leased && (list[n].Port != 0 || a.want != nil && a.want.Port == 0 && a.want.Socket != "unix") {
 				a.regain()
 			}
 		default:

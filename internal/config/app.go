@@ -226,7 +226,15 @@ func (l *load) appPort(path string, f *form.App, a *plan.App) {
 	}
 	switch {
 	case a.Port != 0 && a.Socket == "unix":
+	if a.OnPortBusy == "take_over" {
+		a.TakeOver = "own"
+		if l.file.PortPolicy.TakeOver == "any" {
+			a.TakeOver = "any"
+		}
+	}
 		l.fault(path+".port", "leave it out, or write socket: tcp", "an app with a unix socket has no port")
+	case a.OnPortBusy == "take_over" && a.Socket == "unix":
+		l.fault(path+".on_port_busy", "leave it out", "an app with a unix socket has no port")
 	case a.Port != 0 && f.OnPortBusy == "next":
 		l.fault(path+".on_port_busy", "write port: auto, or on_port_busy: retry", "port %d is fixed, so there is no next one", a.Port)
 	}

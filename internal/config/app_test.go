@@ -48,7 +48,7 @@ func TestOneMistakeAboutAnAppAtATime(t *testing.T) {
 		app("port: 3000, socket: unix"):                                "an app with a unix socket has no port",
 		app("port: 3000, on_port_busy: next"):                          "port 3000 is fixed",
 		app("port: 32150"):                                             "32150 is one of app_ports 32100-32200",
-		app("on_port_busy: take_over"):                                 "take_over is not in this version",
+		app("on_port_busy: take_over, socket: unix"):                   "an app with a unix socket has no port",
 		app("image: x"):                                                "image is not in this version",
 		app("env: {PORT: 1}"):                                          "PORT is what quaymaster tells the app",
 		app("env: {\"A=B\": 1}"):                                       `"A=B" is not the name of a variable`,

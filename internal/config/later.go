@@ -9,7 +9,7 @@ var notYet = map[string][]string{
 	"Engine":      {"labels", "ports", "domains", "import_traefik", "pull"},
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},
 	"Action":      {"protocol=h2", "protocol=h2c"},
-	"App":         {"image", "container_port", "preview", "on_port_busy=take_over"},
+	"App":         {"image", "container_port", "preview"},
 	"TLS":         {"alpn=h2"},
 	"HealthCheck": {"grpc"},
 	"Security":    {"basic_auth", "forward_auth"},

@@ -27,7 +27,7 @@ func (d *Daemon) newApps(log *slog.Logger) *apps.Apps {
 	return apps.New(apps.Options{
 		Log: log, Registry: d.metrics, Store: d.state, Runner: d.runners(log), Ports: (*appPorts)(d), Pools: d.pools, Listen: listenFor,
 		Sockets: filepath.Join(filepath.Dir(d.admin.Socket), "apps"), Output: filepath.Join(d.state.Path(), "output"),
-		Events: d.event, Holder: whoListens,
+		Events: d.event, Holder: whoListens, Evict: d.evictFor,
 	})
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/quaymaster/quaymaster/internal/api"
 	"github.com/quaymaster/quaymaster/internal/apps"
+	"github.com/quaymaster/quaymaster/internal/apps/process"
 	"github.com/quaymaster/quaymaster/internal/certs"
 	"github.com/quaymaster/quaymaster/internal/config"
 	"github.com/quaymaster/quaymaster/internal/control"
@@ -77,6 +78,9 @@ type Daemon struct {
 	ports   *ports.Ports
 	leases  *leases.Leases
 	apps    *apps.Apps
+
+	processes *process.Runner // of apps; nil before they are made
+
 	loop    *control.Loop
 	api     *api.API
 	service service
@@ -258,7 +262,7 @@ func (d *Daemon) build(layer *config.Layer) {
 	d.ports = ports.New(ports.Options{
 		Log: part("ports").With("pid", os.Getpid()), Registry: d.metrics, Strict: d.o.Strict, Accept: d.guard.Accept,
 		Serve: d.serve, Dropped: d.dropped, Events: d.portEvent,
-		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(), Published: engines.Published,
+		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(), Published: engines.Published, Own: d.owns,
 	})
 	d.leases = d.newLeases(engines, part("leases"))
 	d.apps = d.newApps(part("apps"))

@@ -15,6 +15,7 @@ func (d *Daemon) runners(log *slog.Logger) func(*plan.App) run.Runner {
 	processes := process.New(process.Options{
 		Log: log, Launcher: d.launcher(), Args: []string{"launch"}, Dir: filepath.Join(d.state.Path(), "run"),
 	})
+	d.processes = processes
 	return func(a *plan.App) run.Runner {
 		if a.Image != "" {
 			return nil

@@ -19,6 +19,7 @@ type App struct {
 	Port       uint16 // 0 = leased
 	Socket     string // "tcp" | "fd" | "unix"
 	OnPortBusy string // "next" | "retry" | "fail" | "take_over"
+	TakeOver   string // whose processes take_over ends: "own" | "any", as the policy for ports has it; "" where it is not asked for
 	Start      string // "always" | "on_request"
 	IdleStop   time.Duration
 	DependsOn  []string // sorted

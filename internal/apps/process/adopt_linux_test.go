@@ -262,10 +262,10 @@ func TestStopsAtOnceAreOne(t *testing.T) {
 func TestLimitsThatCannotBeSetAreSaid(t *testing.T) {
 	t.Parallel()
 	var g groups
-	if _, err := g.make(&plan.App{Name: "web"}); err != nil {
+	if _, err := g.make(&plan.App{Name: "web"}, "web-1"); err != nil {
 		t.Errorf("without limits: %v", err)
 	}
-	if _, err := g.make(&plan.App{Name: "web", Limits: plan.AppLimits{Memory: 1 << 20}}); err == nil {
+	if _, err := g.make(&plan.App{Name: "web", Limits: plan.AppLimits{Memory: 1 << 20}}, "web-1"); err == nil {
 		t.Error("memory is not limited, and nothing is said")
 	}
 	if g.known("/etc").path != "" {

@@ -1,8 +1,6 @@
 package process
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -88,8 +86,35 @@ func given(root string, own bool) groups {
 	return g
 }
 
+// at is where the group of an instance would be.
+func (g *groups) at(name string) string {
+	if g.root == "" {
+		return ""
+	}
+	return filepath.Join(g.base, name)
+}
+
+// of is the name of the group of an app that a process is in, or "".
+func (g *groups) of(pid int) string {
+	if g.root == "" {
+		return ""
+	}
+	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	for line := range strings.Lines(string(text)) {
+		path, is := strings.CutPrefix(strings.TrimSpace(line), "0::/")
+		if !is {
+			continue
+		}
+		if _, rest, ours := strings.Cut("/"+path, "/"+groupsName+"/"); ours {
+			name, _, _ := strings.Cut(rest, "/")
+			return name
+		}
+	}
+	return ""
+}
+
 // make makes a control group for an instance of an app. With an error as well as a group, it has no limits.
-func (g *groups) make(a *plan.App) (group, error) {
+func (g *groups) make(a *plan.App, name string) (group, error) {
 	limits := a.Limits.CPU > 0 || a.Limits.Memory > 0
 	if g.root == "" {
 		if limits {
@@ -97,9 +122,7 @@ func (g *groups) make(a *plan.App) (group, error) {
 		}
 		return group{}, nil
 	}
-	var salt [6]byte
-	_, _ = rand.Read(salt[:]) // never fails
-	made := group{path: filepath.Join(g.base, a.Name+"-"+hex.EncodeToString(salt[:]))}
+	made := group{path: g.at(name)}
 	if err := os.Mkdir(made.path, 0o755); err != nil {
 		return group{}, fmt.Errorf("no control group of its own: %w", err)
 	}

@@ -184,8 +184,11 @@ func (i *instance) rest() []proc {
 	if !i.leader.strict {
 		return list
 	}
-	inside := i.group.pids()
-	return slices.DeleteFunc(list, func(p proc) bool { return !slices.Contains(inside, p.pid) && !holds(p.pid, i.pipes.paths()) })
+	inside, base := i.group.pids(), i.pipes.base
+	if base != "" {
+		base = filepath.Join(real(filepath.Dir(base)), filepath.Base(base))
+	}
+	return slices.DeleteFunc(list, func(p proc) bool { return !slices.Contains(inside, p.pid) && (base == "" || !holds(p.pid, base+".")) })
 }
 
 // signal sends a signal to the whole instance.

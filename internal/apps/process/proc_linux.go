@@ -212,6 +212,10 @@ func membersOf(all map[int]proc, l *leader, g *group) []proc {
 	for _, p := range all {
 		_, ours := slices.BinarySearch(inside, p.pid)
 		switch {
+		case l.pid == 0: // anybody may be, and says so by what he has open
+			if !p.dead && p.pid != os.Getpid() {
+				out = append(out, p)
+			}
 		case !ours && (foreign || p.group != l.pid && p.session != l.pid):
 		case p.dead && p.parent == os.Getpid() && p.pid != l.pid:
 			_, _ = syscall.Wait4(p.pid, nil, syscall.WNOHANG, nil)
@@ -276,22 +280,15 @@ func listening(leader int, members []proc) ([]uint16, error) {
 	return slices.Compact(out), nil
 }
 
-// holds reports whether a process has one of these files open.
-func holds(pid int, paths []string) bool {
+// holds reports whether a process has a file open whose path begins so. It is told by its name: a look at the file itself
+// could wait for ever, for a server that is gone.
+func holds(pid int, prefix string) bool {
 	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
 	list, _ := os.ReadDir(dir)
-	for _, path := range paths {
-		want, err := os.Lstat(path)
-		if err != nil {
-			continue
-		}
-		for _, e := range list {
-			if has, err := os.Stat(filepath.Join(dir, e.Name())); err == nil && os.SameFile(has, want) {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(list, func(e os.DirEntry) bool {
+		to, err := os.Readlink(filepath.Join(dir, e.Name()))
+		return err == nil && strings.HasPrefix(to, prefix)
+	})
 }
 
 // widen lets a pipe hold more.

@@ -85,7 +85,7 @@ func listening(int, []proc) ([]uint16, error) { return nil, errNoTable }
 // systemFiles is what a process may have open at most, whoever asks.
 func systemFiles() uint64 { return math.MaxUint64 }
 
-func holds(int, []string) bool { return false }
+func holds(int, string) bool { return false }
 
 func widen(*os.File) {}
 
@@ -94,7 +94,11 @@ type groups struct{}
 
 func findGroups() groups { return groups{} }
 
-func (g *groups) make(a *plan.App) (group, error) {
+func (g *groups) at(string) string { return "" }
+
+func (g *groups) of(int) string { return "" }
+
+func (g *groups) make(a *plan.App, _ string) (group, error) {
 	if a.Limits.CPU > 0 || a.Limits.Memory > 0 {
 		return group{}, errors.New("this system has no control groups: cpu and memory are not limited")
 	}

@@ -107,7 +107,7 @@ func (r *Runner) launch(i *instance, s *run.Start, u *account) error {
 	defer func() { _, _ = out.Close(), errs.Close() }()
 	spec := r.spec(s, u)
 	spec.In, spec.Out, spec.Err = -1, int(out.Fd()), int(errs.Fd())
-	if i.group, err = r.groups.make(s.App); err != nil {
+	if i.group, err = r.groups.make(s.App, filepath.Base(i.pipes.base)); err != nil {
 		r.sayOnce(s.App.Name, err)
 	}
 	spec.Group = i.group.path
@@ -159,7 +159,9 @@ func (r *Runner) sayOnce(app string, err error) {
 // Adopt finds a process that an earlier daemon has started, or that was left by this one.
 func (r *Runner) Adopt(ctx context.Context, rec run.Record, out run.Output) (run.Instance, error) {
 	var d data
-	if err := json.Unmarshal(rec.Data, &d); err != nil || rec.PID <= 1 {
+	err := json.Unmarshal(rec.Data, &d)
+	lost := rec.PID == 0 && d.Pipe != "" // it has no pid: see Lost
+	if err != nil || rec.PID <= 1 && !lost {
 		return nil, fmt.Errorf("the record of pid %d says too little: %w", rec.PID, run.ErrGone)
 	}
 	p := &pipes{base: r.own(d.Pipe)}
@@ -169,7 +171,7 @@ func (r *Runner) Adopt(ctx context.Context, rec run.Record, out run.Output) (run
 	}
 	l, err := r.find(rec.PID, &d)
 	switch {
-	case errors.Is(err, run.ErrGone):
+	case lost, errors.Is(err, run.ErrGone):
 		if err := i.clear(ctx, rec.PID, &d); err != nil {
 			return nil, err
 		}
@@ -210,6 +212,9 @@ func (r *Runner) own(base string) string {
 
 // find is the leader of a record. run.ErrGone says that it has ended.
 func (r *Runner) find(pid int, d *data) (*leader, error) {
+	if pid == 0 {
+		return nil, run.ErrGone
+	}
 	if boot, space := bootID(), pidSpace(); d.Boot != boot || d.Space != space {
 		return nil, run.ErrGone
 	}

@@ -33,9 +33,10 @@ type App struct {
 	// How it gets its port: `tcp`, it listens on 127.0.0.1 itself; `fd`, it gets the listening socket (LISTEN_FDS), which
 	// is ours and outlives it; `unix`, it listens on the path in SOCKET.
 	Socket string `yaml:"socket" oneof:"tcp,fd,unix"`
-	// What happens when somebody else has its port: another one (`next`), growing pauses (`retry`), or nothing (`fail`).
-	// Default: next for a leased port, retry for a number.
-	OnPortBusy string `yaml:"on_port_busy" oneof:"next,retry,fail"`
+	// What happens when somebody else has its port: another one (`next`), growing pauses (`retry`), nothing (`fail`), or
+	// who has it is ended (`take_over`): processes that quaymaster has started, and with `port_policy.take_over: any` all
+	// others of its own user. Default: next for a leased port, retry for a number.
+	OnPortBusy string `yaml:"on_port_busy" oneof:"next,retry,fail,take_over"`
 	// When requests may go to it.
 	Ready AppReady `yaml:"ready"`
 	// Checks once it is ready. Off unless written.
