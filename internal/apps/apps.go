@@ -84,7 +84,8 @@ type Apps struct {
 	first  bool // no plan was committed yet
 	closed bool // nothing is started any more
 
-	recovered bool // the records were read
+	recovered bool     // the records were read
+	inherited []Socket // does not change once that was done
 }
 
 // New returns Apps that run nothing.

@@ -293,6 +293,9 @@ func (a *app) upward() {
 	case slices.ContainsFunc(a.old, func(i *instance) bool { return !a.apart(i) }):
 	case len(a.waitsFor()) > 0:
 	default:
+		if a.want.Socket != "fd" {
+			a.dropSocket() // of the entry before
+		}
 		a.cur = a.launch(a.anew)
 		a.anew = false
 	}

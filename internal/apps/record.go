@@ -189,6 +189,9 @@ func (s *Apps) Has(name string, port uint16) bool {
 	if a == nil {
 		return false
 	}
+	if slices.ContainsFunc(s.inherited, func(k Socket) bool { return k.App == name && k.At.Port == port }) {
+		return true // it is bound by us, in another way
+	}
 	for _, i := range a.found {
 		if i.Leased && (i.Port == port || i.Port == 0) { // 0: nobody knows
 			return true
@@ -214,12 +217,21 @@ func (s *Apps) recover() {
 		rec.Instances = append(slices.Clone(rec.Instances), lost...)
 		known[name] = rec
 	}
+	for _, k := range s.inherited {
+		if known[k.App] == nil {
+			known[k.App] = &appRecord{}
+		}
+	}
 	for name, rec := range known {
 		a := s.newApp(name)
 		a.found = rec.Instances
 		a.post(func() {
 			a.held, a.restarts, a.adopt = rec.Held, rec.Restarts, rec.Instances
 		})
+	}
+	for _, k := range s.inherited {
+		a := s.apps[k.App]
+		a.post(func() { a.sock = &socket{k.FD, k.At} })
 	}
 }
 
@@ -300,7 +312,7 @@ func (a *app) recalled(list []instRecord, found []*instance, errs []error) {
 			a.takeOver(i)
 		case errors.Is(errs[n], run.ErrGone):
 			a.out.note("gone while quaymaster was away")
-			if list[n].Leased && (list[n].Port != 0 || a.want != nil && a.want.Port == 0 && a.want.Socket != "unix") {
+			if list[n].Leased && a.sock == nil && (list[n].Port != 0 || a.want != nil && a.want.Port == 0 && a.want.Socket != "unix") {
 				a.regain()
 			}
 		default:

@@ -136,7 +136,34 @@ func (s *Apps) Leave() {
 				i.run.Leave()
 			}
 		}
-		a.dropSocket() // the app has it still; whoever starts the next one opens another
+	}
+}
+
+// A Socket is one that an app is given (Socket: fd). It outlives its instances.
+type Socket struct {
+	App string    `json:"app"`
+	At  plan.Addr `json:"at"`
+	FD  int       `json:"-"`
+}
+
+// Sockets are those that apps are given, between Suspend and resume, by app. They stay ours.
+func (s *Apps) Sockets() []Socket {
+	var out []Socket
+	for _, a := range s.all() {
+		if a.sock != nil { // the owner rests
+			out = append(out, Socket{a.name, a.sock.at, a.sock.fd})
+		}
+	}
+	return out
+}
+
+// Inherit takes over the sockets of the process before. It is called before the first plan is prepared.
+func (s *Apps) Inherit(list []Socket) { s.inherited = list }
+
+// Drop closes the sockets that are another process's by now, after Leave.
+func (s *Apps) Drop() {
+	for _, a := range s.all() {
+		a.dropSocket() // the owner rests
 	}
 }
 

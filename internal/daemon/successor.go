@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quaymaster/quaymaster/internal/api"
+	"github.com/quaymaster/quaymaster/internal/apps"
 	"github.com/quaymaster/quaymaster/internal/handover"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/ports"
@@ -18,13 +19,14 @@ import (
 )
 
 // What the two processes say to each other, in this order. Old to new: hello with the lock of the state folder, sockets
-// as often as there are more, predecessors with the links to those that still drain, all. New to old: prepared, or
+// as often as there are more, the sockets of apps in the same way, predecessors with the links to those that still drain, all. New to old: prepared, or
 // failed. Old to new, which accepts nothing any more: go. New to old: serving. From then on the old one says how many
 // connections it has left, until it ends; the new one may say stop. The old one says main when the service manager, if
 // there is one, has taken note of the new one.
 const (
 	sayHello    = "hello"
 	saySockets  = "sockets"
+	sayApps     = "apps"
 	sayBefore   = "predecessors"
 	sayAll      = "all"
 	sayPrepared = "prepared"
@@ -69,6 +71,7 @@ type bequest struct {
 	from    hello
 	lock    int // of the state folder; -1: none
 	sockets []listen.Inherited
+	apps    []apps.Socket
 	before  []*predecessor // processes that were replaced earlier and still drain
 }
 
@@ -114,6 +117,18 @@ func (b *bequest) take(m *handover.Message) error {
 		}
 		for i, s := range list {
 			b.sockets = append(b.sockets, listen.Inherited{Name: s.Name, FD: m.FDs[i], Systemd: s.Systemd, Given: true, Want: s.Want})
+		}
+	case sayApps:
+		var list []apps.Socket
+		if err := m.Into(&list); err != nil {
+			return err
+		}
+		if len(list) != len(m.FDs) {
+			return fmt.Errorf("%d sockets of apps came with %d descriptors", len(list), len(m.FDs))
+		}
+		for i, s := range list {
+			s.FD = m.FDs[i]
+			b.apps = append(b.apps, s)
 		}
 	case sayBefore:
 		var pids []int

@@ -66,6 +66,7 @@ func (d *Daemon) Upgrade(ctx context.Context, o api.UpgradeOptions) (*api.Upgrad
 		d.event("upgrade.failed", binary, err.Error())
 		return nil, fmt.Errorf("%w; pid %d goes on serving", err, os.Getpid())
 	}
+	d.apps.Drop()
 	// The state folder is the new process's alone: should that be killed, whoever comes next finds it unlocked at once.
 	if err := d.state.Leave(); err != nil {
 		d.log.Warn("state folder", "err", err)
@@ -169,6 +170,15 @@ func (d *Daemon) tell(link *handover.Link, sockets []ports.Socket) error {
 			fds[i] = s.FD
 		}
 		if err := link.Send(saySockets, part, fds...); err != nil {
+			return err
+		}
+	}
+	for part := range slices.Chunk(d.apps.Sockets(), handover.MaxFDs) {
+		fds := make([]int, len(part))
+		for i, s := range part {
+			fds[i] = s.FD
+		}
+		if err := link.Send(sayApps, part, fds...); err != nil {
 			return err
 		}
 	}
