@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
@@ -26,6 +27,8 @@ func (s *Apps) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 	s.mu.Unlock()
 	if !first {
 		var errs []error
+		ctx, cancel := context.WithTimeout(ctx, preflightTime)
+		defer cancel()
 		for _, want := range p.Apps {
 			if err := s.preflight(ctx, want); err != nil {
 				errs = append(errs, err)
@@ -38,9 +41,12 @@ func (s *Apps) Prepare(ctx context.Context, p *plan.Plan) (plan.Step, error) {
 	return &step{s: s, apps: p.Apps, urls: urls(p)}, nil
 }
 
-// preflight checks an app of a plan unless it is one that is there already. Images are looked for when they are started.
+// preflightTime is what all checks of a plan may take that ask others.
+const preflightTime = 2 * time.Second
+
+// preflight checks an app of a plan unless it is one that is there already.
 func (s *Apps) preflight(ctx context.Context, want *plan.App) error {
-	if a := s.app(want.Name); want.Image != "" || a != nil && a.seen().want == want {
+	if a := s.app(want.Name); a != nil && a.seen().want == want {
 		return nil
 	}
 	r := s.opt.Runner(want)
@@ -93,7 +99,7 @@ func (s *Apps) url(name string) string {
 	return s.urls[name]
 }
 
-// urls finds for each app the first route that leads to it.
+// urls finds for each app the first route that leads to it, else the host of its preview.
 func urls(p *plan.Plan) map[string]string {
 	byUpstream := make(map[string]string)
 	for _, u := range p.Upstreams {
@@ -104,13 +110,16 @@ func urls(p *plan.Plan) map[string]string {
 		}
 	}
 	out := make(map[string]string)
-	for _, r := range p.Routes {
-		f, ok := r.Action.(plan.Forward)
-		if !ok || byUpstream[f.Upstream] == "" || out[byUpstream[f.Upstream]] != "" {
-			continue
-		}
-		if u := urlOf(r); u != "" {
-			out[byUpstream[f.Upstream]] = u
+	for _, previews := range []bool{false, true} {
+		for _, r := range p.Routes {
+			f, ok := r.Action.(plan.Forward)
+			app := byUpstream[f.Upstream]
+			if !ok || app == "" || out[app] != "" || previews != (f.Preview.App != "") || previews && len(r.Match.Domains) == 0 {
+				continue // the preview by path needs one who knows of the path
+			}
+			if u := urlOf(r); u != "" {
+				out[app] = u
+			}
 		}
 	}
 	return out

@@ -14,6 +14,7 @@ type Status struct {
 	Reason    string
 	Since     time.Time // of State
 	Source    plan.Source
+	OnRequest bool // requests start it
 	PID       int
 	Container string
 	Port      uint16
@@ -47,6 +48,7 @@ func (a *app) status() Status {
 	}
 	if v.want != nil {
 		s.Source = v.want.Source
+		s.OnRequest = v.want.Start == "on_request" || v.want.IdleStop > 0
 	}
 	if alive != nil {
 		if st, err := alive.Stats(); err == nil { // one that has just ended has none

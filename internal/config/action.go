@@ -324,11 +324,15 @@ func (b *builder) targets(a *form.Action, name string, connect time.Duration, re
 		pool = &form.Pool{}
 		pool.Defaults()
 	}
-	u.Pool = plan.PoolSettings{
-		MaxPerTarget: pool.MaxPerTarget, MaxIdle: pool.MaxIdle, Idle: time.Duration(pool.Idle), MaxAge: time.Duration(pool.MaxAge),
-		Queue: pool.Queue, QueueTimeout: time.Duration(pool.QueueTimeout),
-	}
+	u.Pool = poolSettings(pool)
 	return u
+}
+
+func poolSettings(f *form.Pool) plan.PoolSettings {
+	return plan.PoolSettings{
+		MaxPerTarget: f.MaxPerTarget, MaxIdle: f.MaxIdle, Idle: time.Duration(f.Idle), MaxAge: time.Duration(f.MaxAge),
+		Queue: f.Queue, QueueTimeout: time.Duration(f.QueueTimeout),
+	}
 }
 
 func (b *builder) health(h *form.HealthCheck, sendProxy int) *plan.Health {

@@ -125,7 +125,7 @@ func (l *load) app(name string, f *form.App, dir string) *plan.App {
 		dir = abs
 	}
 	a := &plan.App{
-		Name: name, Source: plan.FromFile, Command: f.Command, Dir: dir, User: f.User, InheritEnv: f.InheritEnv, Port: uint16(f.Port),
+		Name: name, Source: plan.FromFile, Command: f.Command, Image: string(f.Image), ContainerPort: uint16(f.ContainerPort), Dir: dir, User: f.User, InheritEnv: f.InheritEnv, Port: uint16(f.Port),
 		Socket: f.Socket, OnPortBusy: f.OnPortBusy, Start: f.Start, DependsOn: texts(f.DependsOn), EnvRequired: texts(f.EnvRequired),
 		Ready: plan.Ready{Path: string(f.Ready.HTTP), Log: string(f.Ready.Log), Timeout: time.Duration(f.Ready.Timeout)},
 		Restart: plan.Restart{
@@ -135,6 +135,8 @@ func (l *load) app(name string, f *form.App, dir string) *plan.App {
 		Stop:   plan.AppStop{Signal: string(f.Stop.Signal), Timeout: time.Duration(f.Stop.Timeout)},
 		Limits: plan.AppLimits{CPU: float64(f.Limits.CPU), Memory: int64(f.Limits.Memory), NoFile: uint64(f.Limits.NoFile)},
 		Logs:   plan.AppLogs{Lines: f.Logs.Lines, Files: f.Logs.Files},
+
+		Preview: f.Preview,
 	}
 	switch {
 	case filepath.IsAbs(f.Dir):
@@ -153,12 +155,33 @@ func (l *load) app(name string, f *form.App, dir string) *plan.App {
 		}
 		a.Env = append(a.Env, plan.EnvVar{Name: key, Value: string(f.Env[key])})
 	}
-	if len(f.Command) == 0 && len(l.errs) == 0 {
-		l.fault(path, "write command: [PROGRAM, ARGUMENT]", "the app says nothing that could be run")
+	if len(f.Command) == 0 && a.Image == "" && len(l.errs) == 0 {
+		l.fault(path, "write command: [PROGRAM, ARGUMENT], or image: NAME", "the app says nothing that could be run")
 	}
+	l.appImage(path, f, a)
 	l.appClocks(path, f, a)
 	l.appPort(path, f, a)
 	return a
+}
+
+// appImage finds what cannot be with an app in a container, or only there.
+func (l *load) appImage(path string, f *form.App, a *plan.App) {
+	if a.Image == "" {
+		if a.ContainerPort != 0 {
+			l.fault(path+".container_port", "write image too, or leave it out", "an app without an image has no container")
+		}
+		return
+	}
+	a.Dir = ""
+	if f.Dir != "" {
+		l.fault(path+".dir", "leave it out; the image says where its program starts (WORKDIR)", "an app in a container does not see the folders of this machine")
+	}
+	if f.InheritEnv {
+		l.fault(path+".inherit_env", "leave it out, and write under env what it needs", "an app in a container does not get the environment of the daemon")
+	}
+	if a.Socket != "tcp" {
+		l.fault(path+".socket", "leave it out", "an app in a container listens on a port that is published, not on a socket of ours")
+	}
 }
 
 // appClocks fills in what depends on other keys, and finds what cannot be.
@@ -224,17 +247,17 @@ func (l *load) appPort(path string, f *form.App, a *plan.App) {
 			a.OnPortBusy = "retry"
 		}
 	}
-	switch {
-	case a.Port != 0 && a.Socket == "unix":
 	if a.OnPortBusy == "take_over" {
 		a.TakeOver = "own"
 		if l.file.PortPolicy.TakeOver == "any" {
 			a.TakeOver = "any"
 		}
 	}
-		l.fault(path+".port", "leave it out, or write socket: tcp", "an app with a unix socket has no port")
+	switch {
 	case a.OnPortBusy == "take_over" && a.Socket == "unix":
 		l.fault(path+".on_port_busy", "leave it out", "an app with a unix socket has no port")
+	case a.Port != 0 && a.Socket == "unix":
+		l.fault(path+".port", "leave it out, or write socket: tcp", "an app with a unix socket has no port")
 	case a.Port != 0 && f.OnPortBusy == "next":
 		l.fault(path+".on_port_busy", "write port: auto, or on_port_busy: retry", "port %d is fixed, so there is no next one", a.Port)
 	}

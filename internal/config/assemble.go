@@ -23,6 +23,7 @@ func (l *load) assemble() *plan.Plan {
 	l.older()
 	l.byName()
 	l.redirects()
+	l.previews()
 	routes, upstreams := l.names(p)
 	l.shared(upstreams)
 	routes = l.twins(p, routes)

@@ -219,6 +219,11 @@ func appEffects(out map[string][2]string) {
 	for key, value := range map[string]string{"http": "/x", "interval": "1", "timeout": "1", "fall": "1", "on_unhealthy": "nothing"} {
 		out["apps.health."+key] = [2]string{app(", " + nest("health."+key, value)), app(", health: {}")}
 	}
+	shown := app(", preview: true")
+	out["apps.preview"] = [2]string{shown, app("")}
+	for key, value := range map[string]string{"bind": "127.0.0.2", "port": "8081", "path": "/p", "domain": "x.test"} {
+		out["previews."+key] = [2]string{"previews: {" + key + ": " + value + "}\n" + shown, shown}
+	}
 	out["apps.command"] = [2]string{strings.Replace(app(""), "command: x", "command: z", 1), app("")}
 }
 

@@ -4,12 +4,12 @@ package config
 // hold them, and single values as KEY=VALUE. A version that enforces one of them takes the line out.
 var notYet = map[string][]string{
 	"File": {
-		"dashboard", "http3", "notify", "previews",
+		"dashboard", "http3", "notify",
 	},
-	"Engine":      {"labels", "ports", "domains", "import_traefik", "pull"},
+	"Engine":      {"labels", "ports", "domains", "import_traefik"},
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},
 	"Action":      {"protocol=h2", "protocol=h2c"},
-	"App":         {"image", "container_port", "preview"},
+	"App":         {},
 	"TLS":         {"alpn=h2"},
 	"HealthCheck": {"grpc"},
 	"Security":    {"basic_auth", "forward_auth"},

@@ -54,6 +54,7 @@ type load struct {
 	places   map[string]strict.Place // where the keys of file were written
 	refs     []ref
 	apiApps  map[string]form.App // of the API layer
+	shown    *plan.Previews      // where apps are shown; nil: none is
 	errs     Errors
 	warnings []Warning
 	breath   plan.Breath

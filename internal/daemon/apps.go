@@ -17,6 +17,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/ports/leases"
 	"github.com/quaymaster/quaymaster/internal/ports/listen"
+	"github.com/quaymaster/quaymaster/internal/proxy"
 )
 
 // appsGrace is what apps get at a stop whose time was used up by connections.
@@ -184,6 +185,27 @@ func apiApp(s apps.Status) api.App {
 	}
 	if s.Last != nil {
 		a.LastExit = &api.AppExit{At: s.Last.At, Reason: s.Last.Text, Uptime: s.Last.Uptime.Seconds()}
+	}
+	return a
+}
+
+// lastWords is what a page says of an app. Only the pages of previews ask for its lines.
+func (d *Daemon) lastWords(name string, lines int) proxy.App {
+	s, err := d.apps.One(name)
+	if err != nil {
+		return proxy.App{}
+	}
+	a := proxy.App{State: string(s.State), Reason: s.Reason, Sleeps: s.OnRequest}
+	if lines == 0 {
+		return a
+	}
+	if o, err := d.apps.Output(name); err == nil {
+		for _, l := range o.Last(2 * lines) { // what we say of the app stands among them
+			if l.Stream != "quaymaster" {
+				a.Lines = append(a.Lines, l.Text)
+			}
+		}
+		a.Lines = a.Lines[max(0, len(a.Lines)-lines):]
 	}
 	return a
 }

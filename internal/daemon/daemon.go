@@ -253,7 +253,7 @@ func (d *Daemon) build(layer *config.Layer) {
 	d.edge = edge.New(edge.Options{
 		Log: part("edge"), Guard: d.guard, Pools: d.pools, Access: &d.access,
 		Proxy: &proxy.Options{
-			Log: part("proxy"), Pools: d.pools, Guard: d.guard, Registry: d.metrics, Internal: d.internal,
+			Log: part("proxy"), Pools: d.pools, Guard: d.guard, Registry: d.metrics, Internal: d.internal, App: d.lastWords,
 			Settings: func() *plan.Settings { return &d.loop.Now().Plan.Settings },
 		},
 		Claims: d.claims(), Certificate: d.certs.Get, Default: d.certs.Default, Challenge: d.certs.Challenge, Tickets: &d.tickets,

@@ -19,6 +19,14 @@ type Forward struct {
 	RequestHeaders  HeaderRules
 	ResponseHeaders HeaderRules
 	Retries         Retries
+	Preview         PreviewOf
+}
+
+// PreviewOf says of a route that it shows the preview of an app, so that its pages may say what the app has said, and under
+// which path. The zero value is none.
+type PreviewOf struct {
+	App    string
+	Prefix string // that the app does not know of: Location and cookies are put below it; "" = it has a host of its own
 }
 
 // Rewrite changes what the target sees. Path replaces the whole path; SetHost is "" (keep), "target" or a name.

@@ -76,10 +76,21 @@ type AppLimits struct {
 // AppLogs bound what is kept of an app's output: Lines in memory, Files on disk.
 type AppLogs struct{ Lines, Files int }
 
-// Previews say where apps are shown besides their routes: http://Bind:Port/Path/NAME/ and http://NAME.Domain:Port.
+// Previews say where apps are shown besides their routes: at each of Addrs under Path/NAME/ and, by host, as NAME.Domain.
 type Previews struct {
-	Bind   string
-	Port   uint16
+	Addrs  []Addr // sorted
 	Path   string // "/app/preview"
 	Domain string
+}
+
+// A PreviewMatch holds the conditions of a route that a preview brings. Whoever asks for another host than an IP address,
+// localhost, Domain, a name below those two or one that a route of the file spells out is not taken: under a name of its
+// own a page from elsewhere could read previews.
+type PreviewMatch struct {
+	Domain string
+	App    string
+	// From is the path of the preview whose pages ask, by their Referer on the host that is asked; "" = whoever asks.
+	From string
+	// Alone: the browser says that a page of the host itself asks, and that it has opened no other preview there.
+	Alone bool
 }

@@ -127,10 +127,11 @@ func (r PortRange) String() string {
 // MarshalText makes a range a text in JSON and YAML.
 func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
-// EngineSettings say which container engine is asked. Socket is "" or the path of a unix socket.
+// EngineSettings say which container engine is asked, and when images of apps are fetched. Socket is "" or the path of a unix socket.
 type EngineSettings struct {
 	Kind   string // "auto" | "podman" | "docker"
 	Socket string
+	Pull   string // "missing" | "always" | "never"
 }
 
 // A Secret prints as "***" wherever it is printed.
@@ -196,6 +197,7 @@ type Match struct {
 	Query     []FieldMatch // sorted by name
 	Clients   []netip.Prefix
 	Protocols Protocols
+	Preview   *PreviewMatch // nil: no route of a preview
 }
 
 // A FieldMatch wants a header or query parameter to equal Value or, if Regex is set, to match it (unanchored).

@@ -219,9 +219,12 @@ func (p *Pool) away() string {
 }
 
 // rouse waits until an app is ready. It is called with mu held, and returns with it held only if it returns nil.
-func (p *Pool) rouse(s *Stream, app string) error {
+func (p *Pool) rouse(ask *Ask, s *Stream, app string) error {
 	p.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
+	if ask.Patience > 0 {
+		ctx, cancel = context.WithTimeout(context.Background(), ask.Patience)
+	}
 	defer cancel()
 	s.mu.Lock()
 	s.cancel = cancel
@@ -243,6 +246,8 @@ func (p *Pool) rouse(s *Stream, app string) error {
 	switch {
 	case aborted:
 		e.Kind, e.Err = "aborted", nil
+	case errors.Is(err, context.DeadlineExceeded) && ask.Patience > 0:
+		e.Kind, e.Err = "app_starting", nil
 	case errors.As(err, &late) && late.Timeout():
 		e.Kind = "app_late"
 	}

@@ -13,7 +13,7 @@ import (
 // An Error says why there was no connection to a target, or no answer from it.
 //
 // Kind is one of refused, unreachable, timeout, dns, tls (no connection, or TLS that was turned down); reset, closed, bad_answer (no answer on a
-// connection that was had); app, app_late (an app that does not serve); down, no_targets, queue_full, queue_timeout (nothing was tried); aborted (by Stream.Abort);
+// connection that was had); app, app_late, app_starting (an app that does not serve, or not yet); down, no_targets, queue_full, queue_timeout (nothing was tried); aborted (by Stream.Abort);
 // not_allowed, private_address, loop (by name only).
 type Error struct {
 	Kind     string
@@ -62,7 +62,7 @@ func (e *Error) Status() int {
 	switch e.Kind {
 	case "timeout", "app_late":
 		return 504
-	case "app", "down", "no_targets", "queue_full", "queue_timeout":
+	case "app", "app_starting", "down", "no_targets", "queue_full", "queue_timeout":
 		return 503
 	case "loop":
 		return 508
@@ -86,6 +86,7 @@ var kindWords = map[string]string{
 	"down":            "every target is down",
 	"app":             "it does not serve",
 	"app_late":        "it is not ready in time",
+	"app_starting":    "it is being started",
 	"no_targets":      "there are no targets",
 	"queue_full":      "every target is busy and the queue is full",
 	"queue_timeout":   "every target stayed busy for queue_timeout",

@@ -193,6 +193,7 @@ func (p *Pool) apply(c *change) {
 	now := p.ps.now()
 	p.mu.Lock()
 	p.cookie.Store(&c.want.Balance.StickyCookie)
+	p.apps.Store(hasApps(c.want))
 	first := p.members == nil
 	for _, m := range p.members {
 		m.gone = true

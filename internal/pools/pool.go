@@ -27,6 +27,7 @@ type Ask struct {
 	Fresh         bool           // no idle connection, please
 	Connect       time.Duration  // dial timeout; 0 = the upstream's
 	Now           time.Time      // the present moment, where the caller has just asked the clock; else zero
+	Patience      time.Duration  // for an app that is not ready; 0 = as long as it may take. Then the error is app_starting
 
 	raw bool // no TLS of ours, whatever the target: a tunnel carries its own
 }
@@ -50,6 +51,7 @@ type Pool struct {
 	name   string
 	life   plan.Life
 	cookie atomic.Pointer[string]
+	apps   atomic.Bool // targets are apps
 
 	mu      sync.Mutex // guards everything below, and the members' fields that say so
 	want    *plan.Upstream
@@ -79,6 +81,9 @@ func (p *Pool) StickyCookie() string {
 	return ""
 }
 
+// HasApps reports whether a target is an app, which may have to be started first.
+func (p *Pool) HasApps() bool { return p.apps.Load() }
+
 // Open gives s a connection to a target that is up: an idle one or a new one. It waits in the queue when every target
 // has as many as it may have. It makes one attempt; errors are of type *Error. Every Open that succeeded is answered by
 // a Close of s.
@@ -104,7 +109,7 @@ func (p *Pool) open(ask *Ask, s *Stream, key connKey, dial dialFunc) error {
 		if app == "" {
 			break
 		}
-		if err := p.rouse(s, app); err != nil {
+		if err := p.rouse(ask, s, app); err != nil {
 			return err
 		}
 		now = p.ps.now()

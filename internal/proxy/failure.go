@@ -34,6 +34,10 @@ func (f *forward) unopened(t *turn, err error, try int) (again bool) {
 		}
 	}
 	t.ex.Log.Upstream, t.ex.Log.Target = pe.Upstream, pe.Target
+	if pe.Kind == "app_starting" {
+		t.starting(pe)
+		return false
+	}
 	t.fail(pe.Status(), pe.Kind, err)
 	return false
 }
@@ -143,6 +147,10 @@ func (t *turn) fail(status int, reason string, err error) {
 	retry := 0
 	if status == http.StatusServiceUnavailable {
 		retry = 1
+	}
+	if t.preview() != "" && (status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout) {
+		t.broke(status, reason, err)
+		return
 	}
 	t.refuse(status, reason, detail, retry)
 }

@@ -32,13 +32,16 @@ type forward struct {
 	ruled             []string // request fields that rules touch
 	retries           plan.Retries
 	budget            budget
-	byName            bool // the target is the host that the client names
+	byName            bool   // the target is the host that the client names
+	preview           string // the app, where the route is its preview
+	prefix            []byte // of the preview, which the app does not know
 }
 
 func newForward(a *plan.Forward) *forward {
 	f := &forward{
 		sendProxy: a.SendProxy, rewrite: compileRewrite(&a.Rewrite), retries: a.Retries,
 		request: compileRules(&a.RequestHeaders), response: compileRules(&a.ResponseHeaders),
+		preview: a.Preview.App, prefix: []byte(a.Preview.Prefix),
 	}
 	f.ruled = f.request.names()
 	f.budget.milli.Store(budgetMost)
@@ -74,6 +77,10 @@ func (f *forward) serve(t *turn) {
 		return
 	case passes(&ex.Req) > maxVia:
 		t.refuse(http.StatusLoopDetected, "loop", "the request has passed through here too often: a target leads back to us", 0)
+		return
+	}
+	if len(f.prefix) > 0 && f.bare(&ex.Req) && browses(&ex.Req) {
+		f.slash(t)
 		return
 	}
 	if f.retries.Attempts > 1 {
@@ -120,6 +127,9 @@ func (f *forward) prepare(t *turn) {
 	if t.r.Pool != nil {
 		if t.sticky = t.r.Pool.StickyCookie(); t.sticky != "" {
 			t.ask.Sticky = cookie(req, t.sticky)
+		}
+		if t.r.Pool.HasApps() && browses(req) {
+			t.ask.Patience = patience
 		}
 	}
 }
@@ -170,7 +180,12 @@ func (f *forward) open(t *turn) error {
 	if f.byName {
 		return t.openName()
 	}
-	return t.r.Pool.Open(&t.ask, &t.stream)
+	err := t.r.Pool.Open(&t.ask, &t.stream)
+	if t.ask.Patience > 0 && err != nil && f.waits(t, err) {
+		t.ask.Patience = 0
+		err = t.r.Pool.Open(&t.ask, &t.stream)
+	}
+	return err
 }
 
 // targetHost is the target's own host, as `set_host: target` wants it.
@@ -273,6 +288,9 @@ func (f *forward) passOn(t *turn, body wire.Body) {
 	ex.Log.Status, ex.Log.First = in.Status, since(ex.Start)
 	if _, ok := in.Field("Date"); !ok {
 		in.Add(nameDate, t.r.o.date.at(ex.Start.Add(ex.Log.First)))
+	}
+	if len(f.prefix) > 0 {
+		f.under(t)
 	}
 	f.response.apply(in, t)
 	n, empty := body.Len(), bodyless(ex.Req.Method, in.Status)

@@ -11,20 +11,22 @@ import (
 
 // Names and values of fields that are sent often.
 var (
-	nameForwardedFor   = []byte("X-Forwarded-For")
-	nameForwardedProto = []byte("X-Forwarded-Proto")
-	nameForwardedHost  = []byte("X-Forwarded-Host")
-	nameRealIP         = []byte("X-Real-IP")
-	nameVia            = []byte("Via")
-	nameRequestID      = []byte("X-Request-Id")
-	nameDate           = []byte("Date")
-	nameSetCookie      = []byte("Set-Cookie")
-	nameLocation       = []byte("Location")
-	nameRetryAfter     = []byte("Retry-After")
-	nameContentType    = []byte("Content-Type")
-	nameCacheControl   = []byte("Cache-Control")
-	nameNoSniff        = []byte("X-Content-Type-Options")
-	nameCSP            = []byte("Content-Security-Policy")
+	nameForwardedFor    = []byte("X-Forwarded-For")
+	nameForwardedProto  = []byte("X-Forwarded-Proto")
+	nameForwardedHost   = []byte("X-Forwarded-Host")
+	nameForwardedPrefix = []byte("X-Forwarded-Prefix")
+	nameRealIP          = []byte("X-Real-IP")
+	nameVia             = []byte("Via")
+	nameRequestID       = []byte("X-Request-Id")
+	nameDate            = []byte("Date")
+	nameSetCookie       = []byte("Set-Cookie")
+	nameLocation        = []byte("Location")
+	nameRetryAfter      = []byte("Retry-After")
+	nameRefresh         = []byte("Refresh")
+	nameContentType     = []byte("Content-Type")
+	nameCacheControl    = []byte("Cache-Control")
+	nameNoSniff         = []byte("X-Content-Type-Options")
+	nameCSP             = []byte("Content-Security-Policy")
 
 	valueVia     = [...][]byte{[]byte("1.0 quaymaster"), []byte("1.1 quaymaster")}
 	valueNoStore = []byte("no-store")
@@ -205,6 +207,13 @@ func (f *forward) copyFields(t *turn) {
 	out.Add(nameForwardedHost, t.believed("X-Forwarded-Host", req.Authority))
 	out.Add(nameRequestID, t.ex.Log.ID)
 	out.Add(nameVia, valueVia[min(req.Minor, 1)])
+	if len(f.prefix) > 0 {
+		out.Set(nameForwardedPrefix, t.believed("X-Forwarded-Prefix", nil))
+		last := &out.Fields[len(out.Fields)-1]
+		n := len(t.ex.Scratch)
+		t.ex.Scratch = append(append(t.ex.Scratch, last.Value...), f.prefix...)
+		last.Value = t.ex.Scratch[n:len(t.ex.Scratch):len(t.ex.Scratch)]
+	}
 	f.request.apply(out, t)
 }
 

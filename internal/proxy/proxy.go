@@ -31,9 +31,19 @@ type Options struct {
 	Settings func() *plan.Settings          // those in force, asked anew by each exchange; nil: nobody is trusted
 	Internal func(name string) http.Handler // our own handlers; nil, or a nil handler: 404
 
+	// App tells of an app that a request was meant for, with that many of its last lines; nil: nothing is known.
+	App func(name string, lines int) App
+
 	once    sync.Once
 	metrics *metrics
 	date    date
+}
+
+// App is what is known of an app.
+type App struct {
+	State, Reason string
+	Sleeps        bool     // requests start it
+	Lines         []string // the last ones of its output
 }
 
 // A Route is the living side of one plan.Route. Whoever serves an exchange holds its Life meanwhile; when the last

@@ -21,6 +21,9 @@ func (f *forward) upgrade(t *turn) {
 		t.fail(http.StatusBadGateway, "bad_answer", errors.New("the target switched to a protocol that was not asked for"))
 		return
 	}
+	if len(f.prefix) > 0 {
+		f.under(t)
+	}
 	f.response.apply(&t.in, t)
 	t.watch.pause()
 	ex.Log.Status, ex.Log.First = http.StatusSwitchingProtocols, since(ex.Start)

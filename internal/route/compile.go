@@ -42,6 +42,7 @@ func CompileFrom(ctx context.Context, old *Table, p *plan.Plan, claims Claims) (
 	t.scratch.New = func() any { return new(scratch) }
 	t.none = Port{table: t, scratch: &t.scratch}
 	var errs []error
+	shown := b.shown()
 	for i, r := range p.Routes {
 		b.yield()
 		var known *parts
@@ -57,6 +58,9 @@ func CompileFrom(ctx context.Context, old *Table, p *plan.Plan, claims Claims) (
 		}
 		t.parts[r] = known
 		t.rules[i] = rule{Rule: Rule{Route: r, Index: i}, parts: known}
+		if r.Match.Preview != nil {
+			t.rules[i].shown = shown
+		}
 		if a, ok := r.Action.(plan.Internal); ok {
 			t.rules[i].claim = claims.Request[a.Name]
 			if t.rules[i].connClaim = claims.Conn[a.Name]; t.rules[i].connClaim == nil {
@@ -368,7 +372,7 @@ func (b *builder) twins() error {
 	for i := range b.table.rules {
 		b.yield()
 		r := &b.table.rules[i]
-		if r.claim != nil || r.connClaim != nil && r.takes != 0 {
+		if r.claim != nil || r.shown != nil || r.connClaim != nil && r.takes != 0 {
 			continue // it takes only what is its own
 		}
 		key = r.identity(key[:0])

@@ -44,6 +44,7 @@ type rule struct {
 	*parts
 	claim     func(*Request) bool
 	connClaim func(*ConnQuery) bool
+	shown     *shown // of its table, where the route is of a preview
 }
 
 // fieldCond is a condition on a header field or a query parameter.
@@ -141,6 +142,9 @@ func (p *parts) stages(r *plan.Route) {
 	if len(m.Methods) > 0 {
 		p.requestCount++
 	}
+	if m.Preview != nil {
+		p.requestCount++
+	}
 	p.protocols = m.Protocols & requestProtocols
 	named := m.Protocols & plan.ConnProtocols
 	requestsOnly := len(m.Paths)+len(m.Methods)+len(m.Headers)+len(m.Query) > 0 || named == 0 && p.protocols != 0
@@ -213,6 +217,8 @@ const (
 	faultHeader
 	faultQuery
 	faultClaim
+	faultForeign // the host is not one for previews
+	faultPage    // no page of the preview asks
 )
 
 // connFault judges everything but the host.
@@ -295,6 +301,9 @@ func (r *rule) requestFault(q *Request, client netip.Addr, pool *sync.Pool) (f f
 	}
 	if r.claim != nil && !r.claim(q) {
 		return faultClaim, 0
+	}
+	if r.shown != nil {
+		return r.previewFault(q), 0
 	}
 	return faultNone, 0
 }

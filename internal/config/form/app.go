@@ -18,6 +18,11 @@ type App struct {
 	// The program and its arguments: a list, or one text that is split at blanks and quotes as a shell would, without a
 	// shell. `${PORT}`, `${HOST}`, `${SOCKET}` and `${QUAYMASTER_URL}` are the app's own, put in at each start.
 	Command Command `yaml:"command"`
+	// The image of a container to run it in, as podman and docker name it. `command`, if written, is what the image is told to
+	// run; `user` is the one in the container.
+	Image Image `yaml:"image"`
+	// The port that it listens on in its container, which is in PORT there. Default: the number of `port`.
+	ContainerPort PortNumber `yaml:"container_port"`
 	// The folder it is started in, relative to the file. Default: the folder of the file.
 	Dir string `yaml:"dir"`
 	// Whom it runs as. A daemon that is root starts no app without it: write `root` where that is meant.
@@ -52,6 +57,8 @@ type App struct {
 	IdleStop *Duration `yaml:"idle_stop"`
 	// Apps that must be ready before it is started, and that end after it.
 	DependsOn []Name `yaml:"depends_on"`
+	// Show it where `previews` says, besides its routes.
+	Preview bool `yaml:"preview"`
 	// What it may use.
 	Limits AppLimits `yaml:"limits"`
 	// What is kept of its output.
@@ -314,6 +321,20 @@ func (a *SignalName) ReadText(s string) error {
 	*a = SignalName(strings.TrimPrefix(s, "SIG"))
 	if !slices.Contains(signals, string(*a)) {
 		return strict.Faultf("write "+strings.Join(signals, ", "), "%q is no signal that ends a program", short(s))
+	}
+	return nil
+}
+
+// Image is the name of an image.
+type Image string
+
+var imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}$`)
+
+// ReadText reads it.
+func (i *Image) ReadText(s string) error {
+	*i = Image(s)
+	if !imageName.MatchString(s) {
+		return strict.Faultf("write REGISTRY/NAME:TAG, such as localhost/web:1", "%q is no name of an image", short(s))
 	}
 	return nil
 }

@@ -64,6 +64,9 @@ type File struct {
 	// Ports that are leased to apps, both ends included; the lowest free one first. Keep it below the ephemeral ports
 	// (net.ipv4.ip_local_port_range), and away from the ports of routes.
 	AppPorts PortRange `yaml:"app_ports"`
+	// Where apps with `preview: true` are shown besides their routes: `http://127.0.0.1:8080/app/preview/NAME/` and
+	// `http://NAME.localhost:8080/`.
+	Previews Previews `yaml:"previews"`
 	// The container engine. Ports that its containers publish are not leased to apps.
 	Engine Engine `yaml:"engine"`
 	// Programs that are run here, by name, a DNS label. `app:NAME` is one as a target.
@@ -105,6 +108,7 @@ func (f *File) Defaults() {
 	f.PortPolicy.Defaults()
 	f.AppPorts = PortRange{32100, 32200}
 	f.Engine.Defaults()
+	f.Previews.Defaults()
 }
 
 // ByName bounds by-name forwarding.
@@ -244,10 +248,27 @@ type Engine struct {
 	Kind string `yaml:"kind" oneof:"auto,podman,docker"`
 	// A path or unix:// URL instead of the usual places.
 	Socket EngineSocket `yaml:"socket"`
+	// When the images of apps are fetched from their registry: where they are `missing`, `always` before a start, or `never`.
+	Pull string `yaml:"pull" oneof:"missing,always,never"`
 }
 
 // Defaults of engine.
-func (e *Engine) Defaults() { e.Kind = "auto" }
+func (e *Engine) Defaults() { e.Kind, e.Pull = "auto", "missing" }
+
+// Previews are the addresses at which apps are shown besides their routes.
+type Previews struct {
+	// IP addresses to listen on. Default: 127.0.0.1. Whoever reaches them sees previews, and what the apps say.
+	Bind Hosts `yaml:"bind"`
+	// The port, which routes and sites may share. Default: 8080.
+	Port PortNumber `yaml:"port"`
+	// The path before the name of an app. It is not sent on: X-Forwarded-Prefix tells the app of it.
+	Path PlainPath `yaml:"path"`
+	// The name below which each app has its own. `*.localhost` is this machine in browsers.
+	Domain HostName `yaml:"domain"`
+}
+
+// Defaults of previews.
+func (p *Previews) Defaults() { p.Port, p.Path, p.Domain = 8080, "/app/preview", "localhost" }
 
 // SSHRoute is one entry of the older form.
 type SSHRoute struct {

@@ -1,0 +1,100 @@
+package route
+
+import (
+	"fmt"
+
+	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/preview"
+)
+
+// shown is what the routes of previews ask of the rest of their plan.
+type shown struct {
+	hosts map[string]struct{} // that routes of the file spell out
+	apps  map[string]struct{} // that have a preview
+}
+
+// shown gathers it; nil where no route asks.
+func (b *builder) shown() *shown {
+	var s *shown
+	for _, r := range b.plan.Routes {
+		b.yield()
+		if p := r.Match.Preview; p != nil {
+			if s == nil {
+				s = &shown{hosts: map[string]struct{}{}, apps: map[string]struct{}{}}
+			}
+			s.apps[p.App] = struct{}{}
+		}
+	}
+	if s == nil {
+		return nil
+	}
+	for _, r := range b.plan.Routes {
+		b.yield()
+		if r.Source != plan.FromFile {
+			continue
+		}
+		for _, d := range r.Match.Domains {
+			if d[0] != '*' {
+				s.hosts[d] = struct{}{}
+			}
+		}
+	}
+	return s
+}
+
+func (s *shown) knows(app []byte) bool {
+	_, ok := s.apps[string(app)]
+	return ok
+}
+
+// previewFault judges the conditions that only routes of previews have.
+func (r *rule) previewFault(q *Request) fault {
+	want := r.Route.Match.Preview
+	var buf [maxHost]byte
+	host := normalise(buf[:0], q.Host)
+	if _, named := r.shown.hosts[string(host)]; !named && !preview.Local(host, want.Domain) {
+		return faultForeign
+	}
+	if want.From != "" {
+		if from, _ := q.field("Referer"); !preview.From(from, q.Host, want.From) {
+			return faultPage
+		}
+	}
+	if want.Alone && !r.alone(q) {
+		return faultPage
+	}
+	return faultNone
+}
+
+// alone reports whether the browser says that one of its pages on this host asks, and that of all previews it has opened
+// the one of the rule alone.
+func (r *rule) alone(q *Request) bool {
+	if q.Protocols&plan.ProtoWebSocket != 0 {
+		if origin, _ := q.field("Origin"); !preview.Same(origin, q.Host) {
+			return false
+		}
+	} else if site, _ := q.field("Sec-Fetch-Site"); string(site) != "same-origin" {
+		return false
+	}
+	cookie, _ := q.field("Cookie")
+	return preview.Alone(cookie, r.Route.Match.Preview.App, r.shown.knows)
+}
+
+func (q *Request) field(name string) ([]byte, bool) {
+	if q.Fields == nil {
+		return nil, false
+	}
+	return q.Fields.Field(name)
+}
+
+// previewReason is a fault of previewFault in words.
+func (r *rule) previewReason(f fault, q *Request) string {
+	p := r.Route.Match.Preview
+	switch {
+	case f == faultForeign:
+		return fmt.Sprintf("host %q is neither an address nor localhost, nor %s or below it, nor named by a route of the file: a preview does not answer to it", q.Host, p.Domain)
+	case p.From != "":
+		return "no page below " + p.From + " asks (Referer)"
+	}
+	return "the browser does not say that a page asks and that the preview of " + p.App + " is the only one it has opened"
+}
