@@ -73,6 +73,7 @@ type app struct {
 	evicted  []time.Time // whose holders were ended, within evictWindow
 	sick     string      // what is wrong with a ready one
 	late     bool        // why is that it was not ready in time
+	dark     bool        // why is that nobody can be asked to start it
 	restarts int
 	last     *Exit
 

@@ -45,6 +45,7 @@ type instance struct {
 	adopted  bool
 	left     atomic.Bool        // another process may have it
 	blame    string             // why it is ended although it runs, for those it is a fault of
+	unseen   string             // why nobody can be asked about it; it goes on all the same
 	cancel   context.CancelFunc // of launching and probing
 	health   context.CancelFunc
 }
@@ -109,7 +110,16 @@ func (a *app) begin(ctx context.Context, out *tap, spec *plan.App, another bool,
 		return &PreflightError{a.name, []error{errors.New("nothing on this machine runs apps of its kind")}}
 	}
 	if errs := r.Check(ctx, spec); len(errs) > 0 {
+		var away *run.AwayError
+		if errors.As(errors.Join(errs...), &away) {
+			return away
+		}
 		return &PreflightError{a.name, errs}
+	}
+	if c, ok := r.(run.Clearer); ok {
+		if err := c.Clear(ctx, spec); err != nil {
+			return err
+		}
 	}
 	st := &run.Start{App: spec, Host: loopback.String(), URL: a.s.url(a.name), Listener: -1, Output: out, Handoff: func() error { return nil }}
 	if err := a.place(ctx, spec, another, st, l); err != nil {
@@ -250,6 +260,9 @@ func (a *app) watch(i *instance) {
 	if a.sock != nil && a.sock.at == i.at {
 		lease = nil // the socket is ours, and goes on listening
 	}
+	if s, ok := r.(run.Sighted); ok {
+		s.Sight(func(err error) { a.post(func() { a.sighted(i, r, err) }) })
+	}
 	a.aside(func(ctx context.Context) {
 		select {
 		case <-r.Done():
@@ -383,7 +396,7 @@ func (a *app) serves(i *instance) {
 			a.retire(before)
 		}
 	}
-	a.busy, a.sick, a.late, a.why, a.stuck, i.blame = 0, "", false, "", "", ""
+	a.busy, a.sick, a.late, a.dark, a.why, a.stuck, i.blame = 0, "", false, false, "", "", ""
 	a.tellPools()
 	a.keepRecord()
 	a.check(i)

@@ -103,7 +103,11 @@ func (a *app) refuse(i *instance, err error) {
 func (a *app) unstarted(i *instance, err error, beside bool) {
 	var port *run.PortError
 	var preflight *PreflightError
+	var away *run.AwayError
+	a.dark = false
 	switch {
+	case errors.As(err, &away):
+		a.dark, a.why, a.pause = true, away.Text, time.Now().Add(darkPause)
 	case beside && errors.As(err, &port) && i.spec.OnPortBusy == "next" && a.busy < busyPorts:
 		a.busy++ // another one is tried at once
 	case beside:
@@ -114,6 +118,23 @@ func (a *app) unstarted(i *instance, err error, beside bool) {
 		a.fail(err.Error())
 	default:
 		a.crashed(&Exit{At: time.Now(), Text: "not started: " + err.Error()}, nil)
+	}
+}
+
+// darkPause is how long nothing is started where nobody could be asked to.
+const darkPause = 2 * time.Second
+
+// sighted is an instance that got out of sight, or is seen again.
+func (a *app) sighted(i *instance, r run.Instance, err error) {
+	if i.run != r {
+		return
+	}
+	i.unseen = ""
+	if err != nil {
+		i.unseen = err.Error()
+	} else if sick := a.sick; i == a.cur && sick != "" && i.phase == serving && i.spec.Health.OnUnhealthy == "restart" {
+		a.sick = ""
+		a.checked(i, errors.New(sick)) // which had to wait
 	}
 }
 
@@ -157,7 +178,7 @@ func (a *app) checked(i *instance, err error) {
 	if (was == "") == (a.sick == "") {
 		return
 	}
-	if a.sick != "" && i.spec.Health.OnUnhealthy == "restart" {
+	if a.sick != "" && i.spec.Health.OnUnhealthy == "restart" && i.unseen == "" {
 		a.crashed(&Exit{At: time.Now(), Text: "unhealthy: " + a.sick, Uptime: time.Since(i.began)}, nil)
 		a.sick = ""
 		a.retire(i)
@@ -308,7 +329,7 @@ func (a *app) apart(i *instance) bool {
 
 // replace brings an instance of the new entry: beside the one that serves where both can listen, else after it.
 func (a *app) replace() {
-	if a.refused == runKey(a.want) || a.cur.adopted && a.cur.phase == probing {
+	if a.dark && a.now.Before(a.pause) || a.refused == runKey(a.want) || a.cur.adopted && a.cur.phase == probing {
 		return
 	}
 	beside := a.cur.phase == serving && a.want.Socket != "fd" && a.cur.spec.Socket != "fd" && (a.want.Port == 0 || a.want.Port != a.cur.at.Port)
@@ -397,6 +418,8 @@ func (a *app) subject() *instance {
 func (a *app) state() (State, string) {
 	i := a.cur
 	switch {
+	case i != nil && i.unseen != "":
+		return Unknown, i.unseen
 	case len(a.adopt) > 0 && a.why == "":
 		return Starting, "being looked for"
 	case len(a.adopt) > 0:
@@ -405,10 +428,14 @@ func (a *app) state() (State, string) {
 		return Unhealthy, a.sick
 	case i != nil && i.phase == serving:
 		return Ready, a.why
+	case i != nil && i.phase == launching && a.dark:
+		return Unknown, a.why
 	case i != nil && i.phase == launching:
 		return Starting, "being launched"
 	case i != nil:
 		return Starting, i.blame
+	case len(a.old) > 0 && a.old[0].unseen != "":
+		return Unknown, a.old[0].unseen
 	case len(a.old) > 0 && slices.ContainsFunc(a.old, func(i *instance) bool { return i.phase == draining }):
 		return Draining, a.why
 	case len(a.old) > 0 && a.stuck == "":
@@ -417,6 +444,8 @@ func (a *app) state() (State, string) {
 		return Stopped, "out of the configuration"
 	case a.stuck != "":
 		return a.stuck, a.why
+	case a.on && a.now.Before(a.pause) && a.dark:
+		return Unknown, a.why
 	case a.on && a.now.Before(a.pause):
 		return BackingOff, a.why
 	case a.on:
@@ -466,7 +495,7 @@ func words(s State) string { return strings.ReplaceAll(string(s), "-", "_") }
 func (a *app) rest() {
 	next := time.Hour
 	soon := func(d time.Duration) { next = max(min(next, d), time.Millisecond) }
-	if a.on && a.cur == nil && a.now.Before(a.pause) {
+	if a.on && (a.cur == nil || a.dark) && a.now.Before(a.pause) {
 		soon(time.Until(a.pause))
 	}
 	if a.want != nil && a.want.IdleStop > 0 && a.cur != nil && a.cur.phase == serving {

@@ -2,6 +2,7 @@ package apps
 
 import (
 	"context"
+	"math"
 	"regexp"
 	"strings"
 	"sync"
@@ -27,6 +28,8 @@ type Line struct {
 	Stream string    `json:"stream"`
 	Text   string    `json:"text"`
 }
+
+const ours = "quaymaster" // the stream of what we say about an app
 
 // output is what is kept of an app's output: a ring in memory, and files that are rotated.
 type output struct {
@@ -102,7 +105,7 @@ func (o *output) add(l Line) {
 }
 
 // note keeps a line of our own.
-func (o *output) note(text string) { o.add(Line{Time: time.Now(), Stream: "quaymaster", Text: text}) }
+func (o *output) note(text string) { o.add(Line{Time: time.Now(), Stream: ours, Text: text}) }
 
 // last are the newest n lines, oldest first.
 func (o *output) last(n int) []Line {
@@ -209,6 +212,17 @@ func (t *tap) Line(at time.Time, stderr bool, text []byte) {
 		t.mu.Unlock()
 	}
 	t.out.add(l)
+}
+
+// Newest is the time of the newest line of the app that was kept, zero where there is none.
+func (t *tap) Newest() time.Time {
+	list := t.out.last(math.MaxInt)
+	for n := len(list) - 1; n >= 0; n-- {
+		if list[n].Stream != ours {
+			return list[n].Time
+		}
+	}
+	return time.Time{}
 }
 
 // lastErrors are the newest lines of stderr.

@@ -108,7 +108,16 @@ func (q *probes) ask(ctx context.Context) error {
 	if q.ready.Log != "" {
 		return fmt.Errorf("it has not said %q", q.ready.Log)
 	}
-	return askAt(ctx, q.at, q.ready.Path)
+	return itself(ctx, q.run, q.at, q.ready.Path)
+}
+
+// itself asks the app itself, also where another program takes connections for it.
+func itself(ctx context.Context, r run.Instance, at plan.Addr, path string) error {
+	err := askAt(ctx, at, path)
+	if b, ok := r.(run.Behind); ok && err == nil && path == "" {
+		return b.Answers(ctx)
+	}
+	return err
 }
 
 // askAt asks over HTTP for a path, or only connects where there is none.
@@ -181,15 +190,20 @@ func (q *probes) elsewhere() string {
 	if q.at.Network == plan.Unix {
 		return ""
 	}
+	own, remedy := q.at.Port, "add --port ${PORT} to its command"
+	b, behind := q.run.(run.Behind)
+	if behind {
+		own, remedy = b.Inside(), "set container_port"
+	}
 	ports, err := q.run.Listening()
-	if err != nil || len(ports) == 0 || slices.Contains(ports, q.at.Port) {
+	if err != nil || len(ports) == 0 || slices.Contains(ports, own) {
 		return ""
 	}
 	list := make([]string, 0, len(ports))
 	for _, p := range ports {
 		list = append(list, strconv.Itoa(int(p)))
 	}
-	return fmt.Sprintf("; %s listens on %s, not on %d: add --port ${PORT} to its command", q.a.name, strings.Join(list, ", "), q.at.Port)
+	return fmt.Sprintf("; %s listens on %s, not on %d: %s", q.a.name, strings.Join(list, ", "), own, remedy)
 }
 
 // check begins the health checks of an instance that serves.
@@ -201,7 +215,7 @@ func (a *app) check(i *instance) {
 	ctx, cancel := context.WithCancel(a.s.life)
 	i.stopHealth()
 	i.health = cancel
-	at, own := i.at, *h
+	at, own, r := i.at, *h, i.run
 	own.Path = a.fill(h.Path, at)
 	a.aside(func(context.Context) {
 		timer := time.NewTimer(h.Interval)
@@ -213,7 +227,7 @@ func (a *app) check(i *instance) {
 				return
 			case <-timer.C:
 			}
-			err := healthy(ctx, at, &own)
+			err := healthy(ctx, r, at, &own)
 			if ctx.Err() != nil {
 				return
 			}
@@ -230,8 +244,8 @@ func (a *app) check(i *instance) {
 	})
 }
 
-func healthy(ctx context.Context, at plan.Addr, h *plan.AppHealth) error {
+func healthy(ctx context.Context, r run.Instance, at plan.Addr, h *plan.AppHealth) error {
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
-	return askAt(ctx, at, h.Path)
+	return itself(ctx, r, at, h.Path)
 }

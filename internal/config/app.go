@@ -172,7 +172,7 @@ func (l *load) appImage(path string, f *form.App, a *plan.App) {
 		}
 		return
 	}
-	a.Dir = ""
+	a.Dir, a.Engine = "", engineSettings(&l.file.Engine)
 	if f.Dir != "" {
 		l.fault(path+".dir", "leave it out; the image says where its program starts (WORKDIR)", "an app in a container does not see the folders of this machine")
 	}
@@ -182,6 +182,10 @@ func (l *load) appImage(path string, f *form.App, a *plan.App) {
 	if a.Socket != "tcp" {
 		l.fault(path+".socket", "leave it out", "an app in a container listens on a port that is published, not on a socket of ours")
 	}
+}
+
+func engineSettings(f *form.Engine) plan.EngineSettings {
+	return plan.EngineSettings{Kind: f.Kind, Socket: string(f.Socket), Pull: f.Pull}
 }
 
 // appClocks fills in what depends on other keys, and finds what cannot be.

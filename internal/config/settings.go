@@ -30,7 +30,7 @@ func (l *load) settings(s *plan.Settings) {
 		StateDir:       f.StateDir,
 		LogLevel:       f.Log.Level, LogFormat: f.Log.Format,
 		AppPorts:  plan.PortRange{Lo: f.AppPorts.Lo, Hi: f.AppPorts.Hi},
-		Engine:    plan.EngineSettings{Kind: f.Engine.Kind, Socket: string(f.Engine.Socket), Pull: f.Engine.Pull},
+		Engine:    engineSettings(&f.Engine),
 		AccessLog: plan.AccessLog{Enabled: f.Log.Access.Enabled, Format: f.Log.Access.Format, Sample: f.Log.Access.Sample, File: f.Log.Access.File},
 	}
 	for _, p := range f.ByName.Ports {

@@ -14,6 +14,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/api"
 	"github.com/quaymaster/quaymaster/internal/apps"
 	"github.com/quaymaster/quaymaster/internal/apps/run"
+	"github.com/quaymaster/quaymaster/internal/engine"
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/ports/leases"
 	"github.com/quaymaster/quaymaster/internal/ports/listen"
@@ -24,9 +25,9 @@ import (
 const appsGrace = 5 * time.Second
 
 // newApps wires apps to those who run them, lease them ports, and send requests to them.
-func (d *Daemon) newApps(log *slog.Logger) *apps.Apps {
+func (d *Daemon) newApps(e *engine.Engine, log *slog.Logger) *apps.Apps {
 	return apps.New(apps.Options{
-		Log: log, Registry: d.metrics, Store: d.state, Runner: d.runners(log), Ports: (*appPorts)(d), Pools: d.pools, Listen: listenFor,
+		Log: log, Registry: d.metrics, Store: d.state, Runner: d.runners(e, log), Ports: (*appPorts)(d), Pools: d.pools, Listen: listenFor,
 		Sockets: filepath.Join(filepath.Dir(d.admin.Socket), "apps"), Output: filepath.Join(d.state.Path(), "output"),
 		Events: d.event, Holder: whoListens, Evict: d.evictFor,
 	})

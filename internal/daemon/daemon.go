@@ -265,7 +265,7 @@ func (d *Daemon) build(layer *config.Layer) {
 		Inherited: d.inherited(), Held: d.heir != nil, Safe: d.safe(), Published: engines.Published, Own: d.owns,
 	})
 	d.leases = d.newLeases(engines, part("leases"))
-	d.apps = d.newApps(part("apps"))
+	d.apps = d.newApps(engines, part("apps"))
 	if d.heir != nil {
 		d.apps.Inherit(d.heir.apps)
 	}

@@ -9,9 +9,10 @@ type App struct {
 
 	Command       []string // program and arguments; ${PORT}, ${HOST}, ${SOCKET} and ${QUAYMASTER_URL} are put in at each start
 	Image         string
-	ContainerPort uint16 // of an Image: what it listens on inside; 0 = what PORT tells it
-	Dir           string // absolute; "" = the folder of the configuration
-	User          string // "" = as we are
+	ContainerPort uint16         // of an Image: what it listens on inside; 0 = what PORT tells it
+	Engine        EngineSettings // of an Image: who runs it at its next start
+	Dir           string         // absolute; "" = the folder of the configuration
+	User          string         // "" = as we are
 	Env           []EnvVar
 	EnvRequired   []string // must be in Env or, with InheritEnv, in our environment
 	InheritEnv    bool

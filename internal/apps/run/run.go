@@ -59,6 +59,29 @@ type Instance interface {
 	Listening() ([]uint16, error)
 }
 
+// A Clearer is a Runner that may find what an earlier start or daemon has left behind.
+type Clearer interface {
+	// Clear takes it away before the port of a start is chosen.
+	Clear(ctx context.Context, a *plan.App) error
+}
+
+// A Sighted instance can get out of sight while it goes on: whoever knows how it is does not answer.
+type Sighted interface {
+	// Sight calls f when it gets out of sight, with why, and with nil when it is seen again. f does not block.
+	Sight(f func(error))
+}
+
+// An instance is Behind its port where another program takes connections for it.
+type Behind interface {
+	Inside() uint16                    // the port that the app itself listens on
+	Answers(ctx context.Context) error // nil when the app itself takes connections
+}
+
+// Recalling is an Output that knows what was kept by an earlier daemon.
+type Recalling interface {
+	Newest() time.Time // the time of the newest line of the app; zero: none
+}
+
 // A Record is what a later daemon needs to find an instance again. Its Data belongs to the runner.
 type Record struct {
 	PID       int             `json:"pid,omitempty"`
@@ -80,11 +103,14 @@ type Exit struct {
 	Signal syscall.Signal // 0: none
 	Lost   bool           // adopted: its status went to another
 	OOM    bool           // the kernel ended it for its memory
+	Text   string         // what happened, where it is none of these
 }
 
 // String is how a person is told.
 func (e Exit) String() string {
 	switch {
+	case e.Text != "":
+		return e.Text
 	case e.Lost:
 		return "unknown (adopted)"
 	case e.OOM:
@@ -96,7 +122,7 @@ func (e Exit) String() string {
 }
 
 // OK reports whether it ended as programs do that are done.
-func (e Exit) OK() bool { return !e.Lost && e.Signal == 0 && e.Code == 0 }
+func (e Exit) OK() bool { return !e.Lost && e.Text == "" && e.Signal == 0 && e.Code == 0 }
 
 // ErrGone says that an instance of an earlier daemon is there no more.
 var ErrGone = errors.New("it is gone")
@@ -108,3 +134,8 @@ type PortError struct {
 }
 
 func (e *PortError) Error() string { return fmt.Sprintf("port %d is taken: %s", e.Port, e.Text) }
+
+// An AwayError says that whoever runs apps of a kind could not be asked: nothing is known, and it is tried again.
+type AwayError struct{ Text string }
+
+func (e *AwayError) Error() string { return e.Text }
