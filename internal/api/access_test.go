@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -240,5 +242,65 @@ func TestServe_ConnectionsAreBounded(t *testing.T) {
 	_ = over.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if n, err := over.Read(b); err != nil || string(b[:n]) != "HTTP/1.1 200" {
 		t.Errorf("a free slot is not used: %q %v", b[:n], err)
+	}
+}
+
+func TestAccess_WhoMayWriteMayNotSayWhatIsRun(t *testing.T) {
+	for _, q := range []struct {
+		path, body string
+		with, want int // without and with run
+	}{
+		{"/v1/apps/web", `{"command": ["id"]}`, 200, 403},
+		{"/v1/apps/web", `{"command": ["id"], "user": "root"}`, 200, 403},
+		{"/v1/apps/web", `null`, 200, 403},
+		{"/v1/config", `{"apps": {"web": {"command": ["id"]}}}`, 200, 403},
+		{"/v1/config", `{"Apps": {"web": {"command": ["id"]}}} and more`, 200, 403},
+		{"/v1/config", `{"routes": {}}`, 200, 200},
+		{"/v1/routes/web", `{}`, 200, 200},
+	} {
+		for _, run := range []bool{false, true} {
+			allow, want := []string{"read", "write"}, q.want
+			if run {
+				allow, want = append(allow, "run"), q.with
+			}
+			addr := onTCP(t, newMachine(), TCP, plan.AdminSettings{Token: "x", Allow: allow})
+			got := get(t, "PUT", addr, q.path, func(r *http.Request) {
+				r.Header.Set("Authorization", "Bearer x")
+				r.Header.Set("If-Match", "*")
+				r.Body = io.NopCloser(strings.NewReader(q.body))
+			})
+			if got.StatusCode != want {
+				t.Errorf("%s %s, allow %v: %d, want %d", q.path, q.body, allow, got.StatusCode, want)
+			}
+		}
+	}
+}
+
+func TestAccess_AMemberOfTheGroupMakesAppsOfItsOwn(t *testing.T) {
+	for _, q := range []struct {
+		uid  uint32
+		body string
+		want bool
+	}{
+		{0, `{"user": "root"}`, true},
+		{uint32(os.Geteuid()), `{}`, true},
+		{4242, `{}`, false},
+		{4242, `{"user": "root"}`, false},
+		{4242, `{"user": 4242}`, false}, // written as a text
+		{4242, `{"user": "4242"}`, true},
+		{4242, `{"user": "4242", "user": "root"}`, false},
+		{4242, `{"user": "4242", "image": "x"}`, false},
+		{4242, `not JSON`, false},
+	} {
+		r, _ := http.NewRequest("PUT", "/v1/apps/web", nil)
+		r = r.WithContext(context.WithValue(context.Background(), peerKey{}, &peer{uid: q.uid}))
+		a := New(Options{})
+		if err := a.admitApps(r, json.RawMessage(q.body)); (err == nil) != q.want {
+			t.Errorf("user %d, %s: %v", q.uid, q.body, err)
+		}
+		a.o.Admin.Allow = []string{"run"}
+		if err := a.admitApps(r, json.RawMessage(q.body)); err != nil {
+			t.Errorf("user %d, %s, with run: %v", q.uid, q.body, err)
+		}
 	}
 }

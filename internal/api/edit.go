@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
@@ -51,7 +53,12 @@ func (a *API) putApp(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return put(w, r, "app", match, a.o.Editor.PutApp)
+	return put(w, r, "app", match, func(ctx context.Context, name string, text []byte, match string) (*Change, error) {
+		if err := a.admitApps(r.Request, text); err != nil {
+			return nil, err
+		}
+		return a.o.Editor.PutApp(ctx, name, text, match)
+	})
 }
 
 // put has an object written that the body holds as configuration writes it.
@@ -122,6 +129,13 @@ func (a *API) putConfig(w http.ResponseWriter, r *request) error {
 	}
 	text, err := body(r)
 	if err != nil {
+		return err
+	}
+	var layer struct {
+		Apps map[string]json.RawMessage `json:"apps"`
+	}
+	_ = json.NewDecoder(bytes.NewReader(text)).Decode(&layer) // as the editor does, which says what it is not
+	if err := a.admitApps(r.Request, slices.Collect(maps.Values(layer.Apps))...); err != nil {
 		return err
 	}
 	c, err := a.o.Editor.PutConfig(r.Context(), text, match)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"time"
 )
@@ -60,10 +59,4 @@ func (a *API) upgrade(w http.ResponseWriter, r *request) error {
 		return problem(http.StatusConflict, err.Error())
 	}
 	return reply(w, http.StatusOK, up)
-}
-
-// mayRun reports whether the client could start programs as the daemon anyway.
-func mayRun(r *http.Request) bool {
-	p, ok := r.Context().Value(peerKey{}).(*peer)
-	return ok && p.err == nil && (p.uid == 0 || int(p.uid) == os.Geteuid())
 }

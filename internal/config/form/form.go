@@ -191,8 +191,10 @@ type Admin struct {
 	Address ListenAddress `yaml:"address"`
 	// File with the token that TCP clients send.
 	TokenFile string `yaml:"token_file"`
-	// What TCP clients may do: `read`, `write`.
-	Allow []string `yaml:"allow" oneof:"read,write"`
+	// What TCP clients may do: `read`, `write`. With `run` whoever may write, members of `group` too, may also make apps,
+	// which run commands as any user; without it root and the daemon's own user may, and others on the socket for apps
+	// whose `user` they are.
+	Allow []string `yaml:"allow" oneof:"read,write,run"`
 }
 
 // Defaults of admin.
