@@ -224,6 +224,10 @@ func appEffects(out map[string][2]string) {
 	for key, value := range map[string]string{"bind": "127.0.0.2", "port": "8081", "path": "/p", "domain": "x.test"} {
 		out["previews."+key] = [2]string{"previews: {" + key + ": " + value + "}\n" + shown, shown}
 	}
+	boxed := app(", image: a")
+	out["apps.image"] = [2]string{boxed, app("")}
+	out["apps.container_port"] = [2]string{app(", image: a, container_port: 80"), boxed}
+	out["engine.pull"] = [2]string{"engine: {pull: never}\n" + boxed, boxed}
 	out["apps.command"] = [2]string{strings.Replace(app(""), "command: x", "command: z", 1), app("")}
 }
 
