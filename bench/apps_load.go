@@ -32,7 +32,7 @@ func appsWoken(ctx context.Context, b *bench) ([]figure, error) {
 	kinds := []appKind{
 		{"go", []string{self, "app"}},
 		{"echo", []string{b.o.binary, "echo", "127.0.0.1:${PORT}"}},
-		{"python", []string{"python3", "-m", "http.server", "--bind", "127.0.0.1", "${PORT}"}},
+		{"python", []string{"/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "${PORT}"}},
 		{"slow", []string{self, "app", "1s"}},
 	}
 	about := map[string]string{"go": "a small Go server", "echo": "`quaymaster echo`", "python": "`python3 -m http.server`", "slow": "a server that sleeps 1 s first"}

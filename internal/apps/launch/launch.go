@@ -23,7 +23,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -99,8 +98,12 @@ func Start(launcher string, args []string, s *Spec) (pid int, err error) {
 		return 0, err
 	}
 	defer func() { _ = ours.Close() }()
-	pid, err = s.fork(launcher, args, theirs)
+	pid, inside, err := s.fork(launcher, args, theirs)
 	_ = unix.Close(theirs)
+	if err == nil && inside {
+		whole.Group = ""
+		text, err = json.Marshal(&whole)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("start %s by way of %s: %w", s.Path, launcher, err)
 	}
@@ -135,8 +138,9 @@ func (s *Spec) check() error {
 	return nil
 }
 
-// fork starts the launcher. Not os/exec: it makes every descriptor that it passes blocking, and with it all copies.
-func (s *Spec) fork(launcher string, args []string, link int) (int, error) {
+// fork starts the launcher, in its control group at once where the system can. Not os/exec: it makes every descriptor that
+// it passes blocking, and with it all copies.
+func (s *Spec) fork(launcher string, args []string, link int) (pid int, inside bool, err error) {
 	files := []uintptr{0, 0, 0}
 	for i, fd := range []int{s.In, s.Out, s.Err} {
 		if fd >= 0 {
@@ -145,7 +149,7 @@ func (s *Spec) fork(launcher string, args []string, link int) (int, error) {
 		}
 		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 		if err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		defer null.Close()
 		files[i] = null.Fd()
@@ -153,12 +157,17 @@ func (s *Spec) fork(launcher string, args []string, link int) (int, error) {
 	for _, k := range s.Sockets {
 		files = append(files, uintptr(k.FD))
 	}
-	args = append(slices.Clone(args), fmt.Sprint(len(files)))
-	return syscall.ForkExec(launcher, append([]string{"quaymaster"}, args...), &syscall.ProcAttr{
+	args = append(append([]string{"quaymaster"}, args...), fmt.Sprint(len(files)))
+	attr := &syscall.ProcAttr{
 		Env:   []string{}, // the program's own may hold what would change us, such as LD_PRELOAD
 		Files: append(files, uintptr(link)),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+	}
+	if pid, ok := forkInto(s.Group, launcher, args, attr); ok {
+		return pid, true, nil
+	}
+	pid, err = syscall.ForkExec(launcher, args, attr)
+	return pid, false, err
 }
 
 // hear waits until the launcher is there, sends the spec, and waits until the other end is closed on exec, or says why it
