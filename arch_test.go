@@ -62,7 +62,7 @@ var mayImport = map[string][]string{
 	"internal/trust":             {},
 	"internal/doctor":            {"plan", "state", "guard", "ports", "ports/holder", "certs/ca"},
 	"internal/daemon":            {"*"},
-	"cmd/quaymaster":             {"daemon", "api", "config", "plan", "logs", "ports", "ports/holder", "ports/evict", "apps/launch", "doctor", "engine", "trust", "certs/ca"},
+	"cmd/quaymaster":             {"daemon", "api", "config", "plan", "logs", "ports", "ports/holder", "ports/evict", "apps/launch", "apps/process", "doctor", "engine", "trust", "certs/ca"},
 	"bench":                      {},
 	"chaos":                      {"chaos/load"},
 	"chaos/load":                 {},

@@ -385,8 +385,29 @@ func TestA16_WhatCannotStartIsRefusedByName(t *testing.T) {
 		if code != 1 || !strings.Contains(out, "app bad") || !strings.Contains(out, want) {
 			t.Errorf("reload with %q: %d %s", entry, code, out)
 		}
+		if out, code := cli(t, "check", "-c", q.file); code != 2 || !strings.Contains(out, q.file+":") || !strings.Contains(out, "apps.bad: it cannot be started: ") || !strings.Contains(out, want) {
+			t.Errorf("check with %q: %d %s", entry, code, out)
+		}
 	}
 	if a := q.app("web"); a.PID != pid {
 		t.Error("web was touched")
+	}
+}
+
+func TestA16_CheckNotesWhatDependsOnWhoRunsItAndWhatAFixedPortForbids(t *testing.T) {
+	t.Parallel()
+	q := prepare(t, "apps:\n"+
+		"  ours: {command: [sh], user: nobody, env_required: [QM_NOT_SET], inherit_env: true}\n"+
+		"  fixed: {command: [sh], user: nobody, port: 3000}\n"+
+		"  queued: {command: [sh], user: nobody, port: 3001, socket: fd}\n")
+	out, code := cli(t, "check", "-c", q.file)
+	for _, want := range []string{"apps.ours: it could not be started by who checks this: QM_NOT_SET is not set", "apps.fixed.port: 3000 is fixed", "port: auto"} {
+		if code != 0 || !strings.Contains(out, want) || strings.Contains(out, "warning") || strings.Contains(out, "apps.queued.port") {
+			t.Errorf("exit %d, no %q:\n%s", code, want, out)
+		}
+	}
+	var v struct{ Notes []struct{ Path string } }
+	if out, code = cli(t, "check", "--json", "-c", q.file); code != 0 || json.Unmarshal([]byte(out), &v) != nil || len(v.Notes) < 2 {
+		t.Errorf("exit %d\n%s", code, out)
 	}
 }

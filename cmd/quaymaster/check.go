@@ -29,6 +29,7 @@ type verdict struct {
 	Files    []string         `json:"files"`
 	Errors   config.Errors    `json:"errors"`
 	Warnings []config.Warning `json:"warnings"`
+	Notes    []config.Error   `json:"notes,omitempty"`
 	Live     []probe          `json:"live,omitempty"`
 }
 
@@ -42,7 +43,15 @@ func (s *shell) check(ctx context.Context, live, expand bool) error {
 		}
 		return s.mistakes(&v, bad)
 	}
+	if bad := v.preflight(p); len(bad) > 0 {
+		return s.mistakes(&v, bad)
+	}
 	v.OK = true
+	for _, n := range v.Notes {
+		if !s.json {
+			fmt.Fprintln(s.err, "note:", clean(n.Error()))
+		}
+	}
 	for _, w := range v.Warnings {
 		if !s.json {
 			fmt.Fprintln(s.err, "warning:", clean(w.Error.Error()))

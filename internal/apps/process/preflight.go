@@ -16,31 +16,51 @@ import (
 
 // Check names what would keep an app from starting.
 func (r *Runner) Check(_ context.Context, a *plan.App) []error {
-	var errs []error
+	faults, ours := Preflight(a)
+	return append(faults, ours...)
+}
+
+// Preflight names what would keep an app from starting here, and apart from it what would do so because of who we are: it is
+// otherwise for a daemon of another user, or with another environment.
+func Preflight(a *plan.App) (faults, ours []error) {
 	fault := func(err error) {
-		if err != nil {
-			errs = append(errs, err)
+		var us *usError
+		switch {
+		case err == nil:
+		case errors.As(err, &us), errors.Is(err, os.ErrPermission):
+			ours = append(ours, err)
+		default:
+			faults = append(faults, err)
 		}
 	}
 	if len(a.Command) == 0 {
-		return []error{errors.New("it has no command; write command: [PROGRAM, ARGUMENT]")}
+		return []error{errors.New("it has no command; write command: [PROGRAM, ARGUMENT]")}, nil
 	}
 	fault(checkUser(a))
 	fault(checkDir(a.Dir))
 	fault(checkProgram(a))
 	fault(checkLimits(a.Limits))
 	for _, name := range a.EnvRequired {
-		if !has(a, name) {
+		switch {
+		case has(a, name):
+		case a.InheritEnv:
+			fault(&usError{name + " is not set; set it under env, or for quaymaster"})
+		default:
 			fault(fmt.Errorf("%s is not set; set it under env, or write inherit_env: true and set it for quaymaster", name))
 		}
 	}
-	return errs
+	return faults, ours
 }
+
+// usError is a fault that lies in who we are.
+type usError struct{ text string }
+
+func (e *usError) Error() string { return e.text }
 
 func checkUser(a *plan.App) error {
 	if a.User == "" {
 		if os.Geteuid() == 0 {
-			return errors.New("quaymaster runs as root, and it would too; write user: NAME, or user: root where that is meant")
+			return &usError{"quaymaster runs as root, and it would too; write user: NAME, or user: root where that is meant"}
 		}
 		return nil
 	}
@@ -49,7 +69,7 @@ func checkUser(a *plan.App) error {
 		return err
 	}
 	if os.Geteuid() != 0 && u.other() {
-		return fmt.Errorf("only root may run it as user %s, and quaymaster runs as user %d; leave user out, or run quaymaster as root", a.User, os.Geteuid())
+		return &usError{fmt.Sprintf("only root may run it as user %s, and quaymaster runs as user %d; leave user out, or run quaymaster as root", a.User, os.Geteuid())}
 	}
 	return nil
 }
@@ -82,7 +102,7 @@ func checkLimits(l plan.AppLimits) error {
 		most = max(most, systemFiles())
 	}
 	if l.NoFile > most {
-		return fmt.Errorf("limits.nofile is %d, and %d open files are the most that quaymaster may give; lower it, or raise LimitNOFILE= or ulimit -Hn", l.NoFile, most)
+		return &usError{fmt.Sprintf("limits.nofile is %d, and %d open files are the most that quaymaster may give; lower it, or raise LimitNOFILE= or ulimit -Hn", l.NoFile, most)}
 	}
 	return nil
 }
