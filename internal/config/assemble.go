@@ -24,6 +24,7 @@ func (l *load) assemble() *plan.Plan {
 	l.byName()
 	l.redirects()
 	l.previews()
+	l.containers()
 	routes, upstreams := l.names(p)
 	l.shared(upstreams)
 	routes = l.twins(p, routes)

@@ -83,7 +83,7 @@ func effects(dir string) map[string][2]string {
 		"shutdown_timeout": "1", "shutdown_delay": "1", "drain_timeout": "1", "trusted_proxies": "[10.0.0.0/8]",
 		"metrics.enabled": "false", "metrics.address": "\":9000\"", "admin.socket": "/run/x.sock", "admin.mode": "\"0660\"", "admin.group": "x",
 		"admin.allow": "[write]", "log.level": "debug", "log.format": "json", "log.access.enabled": "false", "log.access.format": "text",
-		"log.access.sample": "2", "log.access.file": "/x", "state_dir": "/x", "app_ports": "4000-4100", "engine.kind": "docker", "engine.socket": "unix:///x", "port_policy.on_busy": "fail", "port_policy.give_up_after": "1",
+		"log.access.sample": "2", "log.access.file": "/x", "state_dir": "/x", "app_ports": "4000-4100", "engine.kind": "docker", "engine.socket": "unix:///x", "engine.labels": "false", "engine.ports": "[8443]", "engine.domains": "[x.test]", "engine.import_traefik": "true", "port_policy.on_busy": "fail", "port_policy.give_up_after": "1",
 		"port_policy.reuse_port": "true", "port_policy.take_over": "own", "sites": "{\"http://x.y\": 1}", "upstreams": "{x: {targets: [\"a:1\"]}}",
 	} {
 		top(key, value)

@@ -6,7 +6,6 @@ var notYet = map[string][]string{
 	"File": {
 		"dashboard", "http3", "notify",
 	},
-	"Engine":      {"labels", "ports", "domains", "import_traefik"},
 	"Match":       {"protocols=h2", "protocols=h3", "protocols=grpc"},
 	"Action":      {"protocol=h2", "protocol=h2c"},
 	"App":         {},

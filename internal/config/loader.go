@@ -57,6 +57,7 @@ type load struct {
 	shown    *plan.Previews      // where apps are shown; nil: none is
 	errs     Errors
 	warnings []Warning
+	labelled *labelled // what containers ask for
 	breath   plan.Breath
 	budget   int // values read so far
 }
@@ -88,7 +89,12 @@ func (l *load) breathe() { l.breath.Take() }
 
 // Load makes one plan of the files and the API layer, which may be nil. The error is Errors.
 func (l *Loader) Load(sources []Source, layer *Layer) (*plan.Plan, []Warning, error) {
-	l.loads++
+	p, warnings, _, err := l.LoadWith(sources, layer, nil)
+	return p, warnings, err
+}
+
+// once makes a plan of everything, or all mistakes.
+func (l *Loader) once(sources []Source, layer *Layer, asked *labelled) (*plan.Plan, []Warning, error) {
 	whole := make([]bool, len(sources))
 	ld := l.begin()
 	for i := ld.read(sources, whole, layer); i >= 0; i = ld.read(sources, whole, layer) {
@@ -97,6 +103,7 @@ func (l *Loader) Load(sources []Source, layer *Layer) (*plan.Plan, []Warning, er
 		ld = l.begin()
 	}
 	defer ld.breath.End()
+	ld.labelled = asked
 	p := ld.assemble()
 	if len(ld.errs) > 0 {
 		return nil, ld.warnings, ld.errs.Sort()

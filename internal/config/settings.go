@@ -53,6 +53,19 @@ func (l *load) settings(s *plan.Settings) {
 	}
 	l.admin(&s.Admin)
 	s.Previews = l.shown
+	l.labels(&s.Labels)
+}
+
+// labels says what labels of containers may ask for.
+func (l *load) labels(s *plan.LabelSettings) {
+	f := &l.file.Engine
+	*s = plan.LabelSettings{Enabled: f.Labels, Domains: texts(f.Domains), Traefik: f.ImportTraefik}
+	for i, p := range f.Ports {
+		if p.Unix != "" || p.FD != "" {
+			l.fault(fmt.Sprintf("engine.ports[%d]", i), "write a number, such as 443", "%s is no port that a label could name", p.Text)
+		}
+		s.Ports = append(s.Ports, p.Text)
+	}
 }
 
 func (l *load) admin(a *plan.AdminSettings) {

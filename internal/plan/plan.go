@@ -33,8 +33,12 @@ type Pos struct {
 	Line, Col int    `json:",omitempty"`
 }
 
-// Source says which layer an object came from. The file wins over the API.
+// Source says which layer an object came from: a file, the API, or a container by its name ("container web (podman)"). The
+// file wins over the API, and the API over containers.
 type Source string
+
+// Container reports whether the source is a container.
+func (s Source) Container() bool { return s != FromFile && s != FromAPI && s != "" }
 
 // The layers of a configuration.
 const (
@@ -62,6 +66,7 @@ type Settings struct {
 	AppPorts            PortRange // what is leased to apps
 	Previews            *Previews // nil: no previews
 	Engine              EngineSettings
+	Labels              LabelSettings
 	ACME                *ACME       // nil: no certificate is to be ordered
 	DefaultCertificate  *CertSource // CertFiles or CertInternal, for clients without a known name; nil: none
 }
@@ -134,6 +139,14 @@ type EngineSettings struct {
 	Pull   string // "missing" | "always" | "never"
 }
 
+// LabelSettings say what the labels of containers may ask for. Ports and Domains are as configuration writes them.
+type LabelSettings struct {
+	Enabled bool
+	Ports   []string // none: the ports of sites
+	Domains []string // none: every name, and no pattern
+	Traefik bool     // labels of Traefik are read, too
+}
+
 // A Secret prints as "***" wherever it is printed.
 type Secret string
 
@@ -179,6 +192,7 @@ type Route struct {
 	Source   Source
 	Order    int // place in its layer; the last tie-breaker
 	Priority int
+	Rank     int // of a container's route: higher comes first among those for the same host, before paths count
 	Match    Match
 	TLS      *TLS // nil: for plain clients only
 	Action   Action

@@ -343,10 +343,12 @@ func (s *spot) compare(o *spot) int {
 		cmp.Compare(y.Route.Priority, x.Route.Priority),
 		cmp.Compare(s.host.class, o.host.class),
 		cmp.Compare(o.labels, s.labels),
+		cmp.Compare(y.Route.Rank, x.Route.Rank),
 		strings.Compare(s.pathRank(), o.pathRank()),
 		cmp.Compare(o.count, s.count),
 		cmp.Compare(o.narrow, s.narrow),
 		boolFirst(x.Route.Source == plan.FromFile, y.Route.Source == plan.FromFile),
+		boolFirst(!x.Route.Source.Container(), !y.Route.Source.Container()),
 		cmp.Compare(x.Route.Order, y.Route.Order),
 		cmp.Compare(x.Index, y.Index),
 	)

@@ -250,12 +250,22 @@ type Engine struct {
 	Kind string `yaml:"kind" oneof:"auto,podman,docker"`
 	// A path or unix:// URL instead of the usual places.
 	Socket EngineSocket `yaml:"socket"`
+	// Follow the labels of running containers that have `quaymaster.enable=true`: they make routes to themselves.
+	Labels bool `yaml:"labels"`
+	// Ports that such routes may be on: numbers, ranges or `"127.0.0.1:8443"`. A host without a port is on 443, and with
+	// `http://` on 80, where those are among them, else on the first. Default: the ports of `sites`, 443 and 80 included.
+	Ports []PortText `yaml:"ports"`
+	// Domains that such routes may have: a name, `*.d` or `**.d`. Default: every name, but no pattern. What a route of a
+	// file or of the API spells out, they never get.
+	Domains []Domain `yaml:"domains"`
+	// Read the common labels of Traefik too, of containers with `traefik.enable=true` and no labels of ours.
+	ImportTraefik bool `yaml:"import_traefik"`
 	// When the images of apps are fetched from their registry: where they are `missing`, `always` before a start, or `never`.
 	Pull string `yaml:"pull" oneof:"missing,always,never"`
 }
 
 // Defaults of engine.
-func (e *Engine) Defaults() { e.Kind, e.Pull = "auto", "missing" }
+func (e *Engine) Defaults() { e.Kind, e.Pull, e.Labels = "auto", "missing", true }
 
 // Previews are the addresses at which apps are shown besides their routes.
 type Previews struct {
