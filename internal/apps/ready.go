@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	probeFirst = 5 * time.Millisecond // between two probes; it grows with the time that the app has taken
-	probeShare = 50                   // to this part of it
+	probeFirst = 2 * time.Millisecond // between two probes while nobody listens; it grows with the time that the app has taken
+	probeShare = 200                  // to this part of it
+	probeEach  = 4                    // times that, once each probe is work for the app
 	probeMost  = 500 * time.Millisecond
 	probeLimit = 2 * time.Second // for one
 	probeHead  = 16 << 10        // of an answer
@@ -97,7 +98,11 @@ func (q *probes) untilReady(ctx context.Context) error {
 			q.a.post(func() { q.a.waits(q.i, err.Error()) })
 		}
 		last = err
-		timer.Reset(min(max(time.Since(begun)/probeShare, probeFirst), probeMost))
+		pause := max(time.Since(begun)/probeShare, probeFirst)
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ENOENT) {
+			pause *= probeEach
+		}
+		timer.Reset(min(pause, probeMost))
 	}
 }
 
@@ -123,10 +128,16 @@ func itself(ctx context.Context, r run.Instance, at plan.Addr, path string) erro
 // askAt asks over HTTP for a path, or only connects where there is none.
 func askAt(ctx context.Context, at plan.Addr, path string) error {
 	network, address := "tcp", net.JoinHostPort(loopback.String(), strconv.Itoa(int(at.Port)))
+	var c net.Conn
+	var err error
 	if at.Network == plan.Unix {
 		network, address = "unix", at.Path
+	} else {
+		c, err = knock(at.Port)
 	}
-	c, err := (&net.Dialer{KeepAlive: -1}).DialContext(ctx, network, address)
+	if c == nil && err == nil {
+		c, err = (&net.Dialer{KeepAlive: -1}).DialContext(ctx, network, address)
+	}
 	if err != nil {
 		return dialled(err)
 	}
