@@ -45,7 +45,9 @@ func become(spec io.Reader, link int) error {
 		return fmt.Errorf("%d sockets do not end before descriptor %d", len(s.Sockets), link)
 	}
 	runtime.LockOSThread() // capabilities are of the thread that execs
-	signal.Notify(make(chan os.Signal, 1))
+	if ignores() {
+		signal.Notify(make(chan os.Signal, 1)) // what is handled becomes the default with exec; it costs some milliseconds
+	}
 	if err := closeRest(link + 1); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,4 +30,12 @@ func dropCapabilities() error {
 	}
 	data[0].Inheritable, data[1].Inheritable = 0, 0
 	return os.NewSyscallError("capset", unix.Capset(&head, &data[0]))
+}
+
+// ignores reports whether a signal may be ignored.
+func ignores() bool {
+	text, _ := os.ReadFile("/proc/self/status")
+	_, set, found := strings.Cut(string(text), "\nSigIgn:\t")
+	set, _, _ = strings.Cut(set, "\n")
+	return !found || strings.Trim(set, "0") != ""
 }

@@ -18,3 +18,6 @@ func closeRest(first int) error {
 
 // dropCapabilities has nothing to drop: there are none here.
 func dropCapabilities() error { return nil }
+
+// ignores reports whether a signal may be ignored.
+func ignores() bool { return true }
