@@ -119,7 +119,7 @@ admin.socket of the configuration.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		s.runVerb(), s.checkVerb(), s.reloadVerb(), s.confirmVerb(), s.stopVerb(), s.upgradeVerb(), s.statusVerb(), s.portsVerb(),
-		s.routesVerb(), s.appsVerb(), s.waitVerb(), s.certsVerb(), s.trustVerb(), s.doctorVerb(), s.explainVerb(), s.schemaVerb(), s.echoVerb(), s.versionVerb(), s.launchVerb(),
+		s.routesVerb(), s.appsVerb(), s.devVerb(), s.waitVerb(), s.certsVerb(), s.trustVerb(), s.doctorVerb(), s.explainVerb(), s.schemaVerb(), s.echoVerb(), s.versionVerb(), s.launchVerb(), s.leashVerb(),
 	)
 	return root
 }

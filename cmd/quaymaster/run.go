@@ -15,7 +15,7 @@ import (
 )
 
 func (s *shell) runVerb() *cobra.Command {
-	var watch, strict bool
+	var watch, strict, leashed bool
 	c := &cobra.Command{
 		Use: "run", Short: "Serve until a signal or \"quaymaster stop\" ends it", Args: cobra.NoArgs,
 		Long: `Serves the configuration until a signal or "quaymaster stop" ends it.
@@ -25,13 +25,15 @@ configuration, 3 a port could not be had, 4 connections were cut at the deadline
 		Example: "  quaymaster run -c quaymaster.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.run(c.Context(), daemon.Options{
-				Config: s.config, Socket: s.socket, Watch: watch, Strict: strict, Version: version, Out: s.out, Err: s.err,
+				Config: s.config, Socket: s.socket, Watch: watch, Strict: strict, Leashed: leashed, Version: version, Out: s.out, Err: s.err,
 				Program: program(), Args: os.Args[1:],
 			})
 		},
 	}
 	c.Flags().BoolVar(&watch, "watch", false, "reload when the files change")
 	c.Flags().BoolVar(&strict, "strict", false, "end with exit code 3 if a port is busy at start, instead of retrying or falling back")
+	c.Flags().BoolVar(&leashed, "leashed", false, "stop when nobody holds a leash any more; \"quaymaster dev\" starts such a daemon")
+	_ = c.Flags().MarkHidden("leashed")
 	return c
 }
 

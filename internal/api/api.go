@@ -29,6 +29,7 @@ type Options struct {
 	Configs      Configs
 	Ports        Ports
 	Leases       Leases
+	Leashes      Leashes
 	Certificates Certificates
 	Apps         Apps
 	Upstreams    func() []Upstream
@@ -99,10 +100,11 @@ func endpoints() []endpoint {
 		{"GET", "/v1/ports", read, false, (*API).ports, "Every port held or wanted", nil, []Port{}},
 		{"GET", "/v1/ports/{port}", read, false, (*API).port, "One port and its history", nil, PortDetail{}},
 		{"GET", "/v1/leases", read, false, (*API).leases, "Every port that is leased to an app", nil, []Lease{}},
-		{"POST", "/v1/leases/{name}", write, false, (*API).lease, "Lease a port to an app", []string{"new"}, Lease{}},
+		{"GET", "/v1/leash", write, false, (*API).leash, "Hold a leash: what is put with its id is there until this stream ends", []string{"note"}, Leash{}},
+		{"POST", "/v1/leases/{name}", write, false, (*API).lease, "Lease a port to an app", []string{"new", "leash"}, Lease{}},
 		{"DELETE", "/v1/leases/{name}", write, false, (*API).release, "Give the port of an app back", nil, Lease{}},
 		{"GET", "/v1/routes", read, false, (*API).routes, "Every route with its targets", nil, []Route{}},
-		{"PUT", "/v1/routes/{name}", write, false, (*API).putRoute, "Make or replace a route of the API layer", nil, Change{}},
+		{"PUT", "/v1/routes/{name}", write, false, (*API).putRoute, "Make or replace a route of the API layer", []string{"leash"}, Change{}},
 		{"DELETE", "/v1/routes/{name}", write, false, (*API).deleteRoute, "Remove a route of the API layer", nil, Change{}},
 		{"GET", "/v1/apps", read, false, (*API).apps, "Every app that is run here", nil, []App{}},
 		{"GET", "/v1/apps/{name}", read, false, (*API).app, "One app", nil, App{}},

@@ -104,7 +104,16 @@ func (a *API) putRoute(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return put(w, r, "route", match, a.o.Editor.PutRoute)
+	edit := a.o.Editor.PutRoute
+	if id := r.URL.Query().Get("leash"); id != "" {
+		if a.o.Leashes == nil {
+			return missing("a leash")
+		}
+		edit = func(ctx context.Context, name string, text []byte, match string) (*Change, error) {
+			return a.o.Leashes.PutRoute(ctx, id, name, text, match)
+		}
+	}
+	return put(w, r, "route", match, edit)
 }
 
 func (a *API) deleteRoute(w http.ResponseWriter, r *request) error {

@@ -48,7 +48,13 @@ func (a *API) lease(w http.ResponseWriter, r *request) error {
 			return problem(http.StatusBadRequest, "new is true or false, not "+clip(v))
 		}
 	}
-	l, err := a.o.Leases.Lease(r.Context(), r.arg, another)
+	var l *Lease
+	var err error
+	if id := r.URL.Query().Get("leash"); id != "" && a.o.Leashes != nil {
+		l, err = a.o.Leashes.Lease(r.Context(), id, r.arg)
+	} else {
+		l, err = a.o.Leases.Lease(r.Context(), r.arg, another)
+	}
 	if err != nil {
 		return err
 	}

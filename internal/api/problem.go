@@ -32,6 +32,7 @@ const (
 	Unavailable = "urn:quaymaster:unavailable"  // 409: valid, but a port could not be had
 	Stale       = "urn:quaymaster:stale"        // 412: made against another revision
 	InFile      = "urn:quaymaster:held-by-file" // 409: a file holds the object
+	Leashed     = "urn:quaymaster:leashed"      // 409: the object hangs on another leash
 )
 
 func (p *Problem) Error() string {

@@ -46,6 +46,9 @@ func (c *changes) PutRoute(ctx context.Context, name string, body []byte, match 
 		if err := config.FileHolds(c.loop.Now().Plan, name); err != nil {
 			return err
 		}
+		if err := c.leashes.held(name); err != nil {
+			return err
+		}
 		return l.Put(name, body)
 	})
 }
@@ -97,7 +100,8 @@ func (c *changes) PutConfig(ctx context.Context, body []byte, match string) (*ap
 		}
 	}
 	return c.edit(ctx, match, func(l *config.Layer) error {
-		*l = config.Layer{}
+		_, leashed := c.leashes.split(l)
+		*l = config.Layer{Routes: leashed}
 		for name, app := range next.Apps {
 			if err := config.FileHoldsApp(c.loop.Now().Plan, name); err != nil {
 				return err
@@ -109,6 +113,9 @@ func (c *changes) PutConfig(ctx context.Context, body []byte, match string) (*ap
 		for name, route := range next.Routes {
 			if err := config.FileHolds(c.loop.Now().Plan, name); err != nil {
 				return err
+			}
+			if _, ok := leashed[name]; ok {
+				continue // as it was read from us; it goes with its leash
 			}
 			if err := l.Put(name, route); err != nil {
 				return err

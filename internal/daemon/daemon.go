@@ -44,6 +44,7 @@ type Options struct {
 	Socket  string // admin socket instead of the configured one; "" = as configured
 	Watch   bool   // reload when the files change
 	Strict  bool   // a port that is busy at start ends the start
+	Leashed bool   // stop when nobody holds a leash any more
 	Version string
 	Program string    // absolute path of the program, for upgrades
 	Args    []string  // that it was started with
@@ -73,6 +74,7 @@ type Daemon struct {
 	guard   *guard.Guard
 	pools   *pools.Pools
 	tickets terminate.Tickets
+	leashes *leashes
 	certs   *certs.Certs
 	edge    *edge.Edge
 	ports   *ports.Ports
@@ -212,6 +214,9 @@ func (d *Daemon) start(ctx context.Context) int {
 	for _, w := range first.Warnings {
 		d.log.Warn("configuration", "warning", w.Error.Error())
 	}
+	if d.o.Leashed {
+		d.work(run, "leashes", d.watchLeashes)
+	}
 	if d.o.Watch {
 		d.work(run, "watch", d.loop.Watch)
 	}
@@ -269,6 +274,7 @@ func (d *Daemon) build(layer *config.Layer) {
 	if d.heir != nil {
 		d.apps.Inherit(d.heir.apps)
 	}
+	d.leashes = newLeashes(d)
 	d.loop = control.New(control.Options{
 		Config: d.o.Config, Layer: layer, Save: d.saveLayer, Ready: d.ready, Touched: d.edge.Touched, Event: d.event, Busy: d.changing,
 		Log: part("control"), Registry: d.metrics,

@@ -69,6 +69,7 @@ func (d *Daemon) keepAside() error {
 
 // saveLayer makes the API layer durable. It replaces no layer that was left out at start and is kept nowhere else.
 func (d *Daemon) saveLayer(l *config.Layer) error {
+	l, _ = d.leashes.split(l)
 	data, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ func (d *Daemon) apiOptions(metrics http.Handler) api.Options {
 		Configs:      (*changes)(d),
 		Ports:        (*portView)(d),
 		Leases:       (*leaseView)(d),
+		Leashes:      d.leashes,
 		Certificates: (*certView)(d),
 		Apps:         (*appView)(d),
 		Upstreams:    d.upstreams,
