@@ -28,9 +28,12 @@ func newMetrics(reg prometheus.Registerer, g *Guard) *metrics {
 	active := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "quaymaster", Name: "connections_active", Help: "Client connections open now.",
 	}, func() float64 { return float64(g.active.Load()) })
+	most := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "quaymaster", Name: "connections_max", Help: "Client connections that may be open at once: max_connections, or what the limit of open files holds.",
+	}, func() float64 { return float64(g.max.Load()) })
 	m.ports.Store(&map[string]prometheus.Counter{})
 	if reg != nil {
-		reg.MustRegister(m.total, rejected, active)
+		reg.MustRegister(m.total, rejected, active, most)
 	}
 	return m
 }
