@@ -12,7 +12,7 @@ import (
 
 // settle is how long a connection must stay: the helper of an engine that publishes a port takes every connection, and
 // closes those for which nobody listens inside.
-const settle = 250 * time.Millisecond
+const settle = 500 * time.Millisecond
 
 var errElsewhere = errors.New("its processes are not to be seen from here")
 
@@ -22,12 +22,12 @@ func (i *instance) Inside() uint16 { return i.data.Inside }
 // Listening are the TCP ports that the app listens on in its container, where its first process is to be seen from here.
 func (i *instance) Listening() ([]uint16, error) {
 	i.mu.Lock()
-	pid := i.pid
+	pid, at := i.pid, i.pidAt
 	i.mu.Unlock()
 	if pid <= 1 {
 		return nil, errElsewhere
 	}
-	return listening(pid, i.id)
+	return listening(pid, i.id, at)
 }
 
 // Answers returns nil when the app itself takes connections, not only who publishes its port.

@@ -2,5 +2,7 @@
 
 package containers
 
+import "time"
+
 // listening cannot be told here: containers run in a machine of their own.
-func listening(int, string) ([]uint16, error) { return nil, errElsewhere }
+func listening(int, string, time.Time) ([]uint16, error) { return nil, errElsewhere }

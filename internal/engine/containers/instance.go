@@ -49,6 +49,7 @@ type instance struct {
 	unseen error // why the engine cannot be asked
 	sight  func(error)
 	pid    int // of its first process, where the engine is
+	pidAt  time.Time
 	stats  run.Stats
 	statAt time.Time
 	asking chan struct{} // closed when stats are another; nil: nobody asks
@@ -202,7 +203,7 @@ func (i *instance) seen(box *container.InspectResponse) {
 	news := i.unseen != nil
 	i.unseen = nil
 	if box != nil {
-		i.pid = max(box.State.Pid, 1) // 1: it has ended
+		i.pid, i.pidAt = max(box.State.Pid, 1), timeOf(box.State.StartedAt) // 1: it has ended
 	}
 	tell := i.sight
 	i.mu.Unlock()

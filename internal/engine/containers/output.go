@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -137,10 +138,8 @@ func (l *follower) read(from io.Reader) error {
 		if head[0] > 2 || head[1] != 0 || head[2] != 0 || head[3] != 0 || size > maxFrame {
 			return fmt.Errorf("the output of a container is no stream of frames: %q", head)
 		}
-		text = text[:min(size, maxLine+100)]
-		if cap(text) < maxLine && int64(cap(text)) < min(size, maxLine+100) {
-			text = make([]byte, min(size, maxLine+100))
-		}
+		part := int(min(size, maxLine+100))
+		text = slices.Grow(text[:0], part)[:part]
 		if _, err := io.ReadFull(in, text); err != nil {
 			return err
 		}

@@ -1,0 +1,125 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// Without root: the podman of a user, with its own helpers, and a quaymaster that is that user.
+func TestA15_ContainersWithoutRoot(t *testing.T) {
+	t.Parallel()
+	tool(t, "slirp4netns")
+	tool(t, "newuidmap")
+	p := newBoxes(t, netUser)
+	q := prepare(t, p.engine()+boxPorts+"apps:\n"+boxEntry("web", "ticks", "logs: {lines: 100000}")+boxEntry("lost", "elsewhere", "ready: {timeout: 2s}", "restart: {policy: \"no\"}")+appSites(boxPort, "web"))
+	p.runs(q)
+	a := q.appIs("web", "ready")
+	p.mustAsk(boxPort, "web.test", "/")
+	q.goesOn("web", 10)
+	p.kill9(q)
+	p.runs(q)
+	if now := q.appIs("web", "ready"); now.Container != a.Container || now.Port != a.Port {
+		t.Errorf("before %+v\nafter  %+v", a, now)
+	}
+	q.goesOn("web", q.ticks("web"))
+	if now := q.appIs("lost", "backing-off"); !strings.Contains(now.Reason, fmt.Sprintf("lost listens on 5173, not on %d: set container_port", now.Port)) {
+		t.Errorf("an app that listens elsewhere: %+v", now)
+	}
+	p.run("rm", "-f", "-t", "0", "quaymaster-web")
+	p.replaced(q, a.Container, "its container was removed by somebody else")
+	for _, name := range []string{"web", "lost"} {
+		if out, code := q.cli("apps", "stop", name); code != 0 {
+			t.Fatalf("%d %s", code, out)
+		}
+	}
+	if got := p.names(); got != "" {
+		t.Errorf("left behind: %s", got)
+	}
+}
+
+// The same with docker.
+func TestA15_ContainersOfDocker(t *testing.T) {
+	t.Parallel()
+	containerd, dockerd, docker := tool(t, "containerd"), tool(t, "dockerd"), tool(t, "docker")
+	p := newPodman(t, 0) // for the place
+	socket := p.dir + "/docker.sock"
+	p.spawn(nil, containerd, "--root", p.dir+"/c", "--state", p.dir+"/cs", "--address", p.dir+"/c.sock")
+	until(t, "containerd answers", func() bool { return dials(p.dir + "/c.sock") })
+	p.spawn(nil, dockerd, "--data-root", p.dir+"/d", "--exec-root", p.dir+"/x", "--pidfile", p.dir+"/pid",
+		"-H", "unix://"+socket, "--containerd", p.dir+"/c.sock", "--storage-driver", "vfs")
+	until(t, "docker answers", func() bool { return dials(socket) })
+	run := func(in []byte, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(docker, append([]string{"-H", "unix://" + socket}, args...)...)
+		cmd.Stdin = bytes.NewReader(in)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("docker %v: %v %s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	files := t.TempDir()
+	writeFile(t, files+"/box", boxBinary(t), 0o755)
+	image, err := exec.Command("tar", "-C", files, "-c", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(image, "import", "-c", `ENTRYPOINT ["/box"]`, "-", boxImage)
+	q := prepare(t, "engine: {kind: docker, socket: \""+socket+"\"}\n"+boxPorts+"apps:\n"+
+		boxEntry("web", "ticks", "logs: {lines: 100000}", "limits: {memory: 64MiB, nofile: 512}", "restart: {backoff: 10ms}")+
+		boxEntry("lost", "elsewhere", "ready: {timeout: 2s}", "restart: {policy: \"no\"}")+appSites(boxPort, "web"))
+	p.runs(q)
+	a := q.appIs("web", "ready")
+	t.Cleanup(func() {
+		for _, id := range strings.Fields(run(nil, "ps", "-a", "-q")) {
+			run(nil, "rm", "-f", id)
+		}
+	})
+	var box []struct {
+		HostConfig struct {
+			Ulimits   []struct{ Soft int }
+			LogConfig struct{ Config map[string]string }
+		}
+	}
+	if err := json.Unmarshal([]byte(run(nil, "inspect", "quaymaster-web")), &box); err != nil || len(box) != 1 ||
+		fmt.Sprint(box[0].HostConfig) != "{[{512}] {map[max-file:2 max-size:10m]}}" {
+		t.Errorf("%+v %v", box, err)
+	}
+	p.mustAsk(boxPort, "web.test", "/")
+	q.goesOn("web", 10)
+	p.kill9(q)
+	p.runs(q)
+	if now := q.appIs("web", "ready"); now.Container != a.Container || now.Port != a.Port {
+		t.Errorf("before %+v\nafter  %+v", a, now)
+	}
+	q.goesOn("web", q.ticks("web"))
+	if now := q.appIs("lost", "backing-off"); !strings.Contains(now.Reason, fmt.Sprintf("lost listens on 5173, not on %d: set container_port", now.Port)) {
+		t.Errorf("an app that listens elsewhere: %+v", now)
+	}
+	names := func() string {
+		return strings.Join(strings.Fields(run(nil, "ps", "-a", "--format", "{{.Names}}")), " ")
+	}
+	hog := func() bool { _, body, _ := p.ask(boxPort, "web.test", "/hog", nil); return body == "nobody minds" }
+	if hog() {
+		t.Log("LOUD: the control groups of this machine do not bound the memory of containers")
+	} else {
+		q.until("it is started again", func() bool { now := q.app("web"); return now.State == "ready" && now.Container != a.Container })
+		if now := q.app("web"); now.LastExit == nil || now.LastExit.Reason != "killed: out of memory" {
+			t.Errorf("%+v %+v", now, now.LastExit)
+		}
+	}
+	for _, name := range []string{"web", "lost"} {
+		if out, code := q.cli("apps", "stop", name); code != 0 {
+			t.Fatalf("%d %s", code, out)
+		}
+	}
+	if got := names(); got != "" {
+		t.Errorf("left behind: %s", got)
+	}
+}
