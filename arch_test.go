@@ -59,7 +59,7 @@ var mayImport = map[string][]string{
 	"internal/proxy":             {"plan", "route", "guard", "pools", "wire", "relay", "preview"},
 	"internal/edge/http1":        {"plan", "wire", "relay"},
 	"internal/edge/terminate":    {"plan", "wire"},
-	"internal/control":           {"plan", "config"},
+	"internal/control":           {"plan", "config", "engine/labels"},
 	"internal/edge":              {"plan", "sniff", "wire", "route", "guard", "relay", "pools", "proxy", "edge/http1", "edge/terminate"},
 	"internal/api":               {"plan", "config", "control", "ports", "guard", "logs"},
 	"internal/trust":             {},

@@ -36,6 +36,13 @@ func (a *API) editable(r *request) (string, error) {
 
 // editableRoute is editable for a route. The place is named here; the editor asks again when it is the edit's turn.
 func (a *API) editableRoute(r *request) (string, error) {
+	if a.o.Control != nil {
+		if p, _ := a.o.Control.Plan(); p != nil {
+			if held := p.Route(r.arg); held != nil && held.Source.Container() {
+				return "", HeldByContainer(r.arg, held.Source)
+			}
+		}
+	}
 	match, err := a.editable(r)
 	if err != nil {
 		return "", err
@@ -96,6 +103,16 @@ func HeldByFile(kind, name string, at plan.Pos) *Problem {
 			File: at.File, Line: at.Line, Col: at.Col, Path: kind + "s", Message: kind + " " + name + " is written in this file",
 			Remedy: "change the file and reload, or choose another name",
 		}},
+	}
+}
+
+// HeldByContainer is the answer to an edit of what the labels of a container make: 409 with the container's name.
+func HeldByContainer(name string, by plan.Source) *Problem {
+	remedy := "stop the container, change its labels, or put a route of another name with the same match: it wins"
+	return &Problem{
+		Type: InContainer, Title: "Held by a container", Status: http.StatusConflict,
+		Detail: "route " + name + " comes from the labels of " + string(by) + "; " + remedy,
+		Errors: []Finding{{Path: "routes", Message: "route " + name + " comes from the labels of " + string(by), Remedy: remedy}},
 	}
 }
 

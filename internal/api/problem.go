@@ -33,6 +33,8 @@ const (
 	Stale       = "urn:quaymaster:stale"        // 412: made against another revision
 	InFile      = "urn:quaymaster:held-by-file" // 409: a file holds the object
 	Leashed     = "urn:quaymaster:leashed"      // 409: the object hangs on another leash
+
+	InContainer = "urn:quaymaster:held-by-container" // 409: the labels of a container make the object
 )
 
 func (p *Problem) Error() string {

@@ -118,7 +118,7 @@ func wished(u *plan.Upstream) []Target {
 
 func describe(p *plan.Plan, r *plan.Route, live map[string][]Target) Route {
 	d := Route{
-		Name: r.Name, Source: string(r.Source), Place: place(p, "route/"+r.Name), Priority: r.Priority,
+		Name: r.Name, Source: string(r.Source), Place: place(p, "route/"+r.Name), Priority: r.Priority + r.Rank,
 		Match: conditions(&r.Match), OnRemove: string(r.OnRemove),
 	}
 	if r.TLS != nil {
@@ -142,7 +142,7 @@ func describe(p *plan.Plan, r *plan.Route, live map[string][]Target) Route {
 // place is where an object is written; nil for what came by API.
 func place(p *plan.Plan, key string) *Place {
 	pos, ok := p.Where[key]
-	if !ok || pos.File == "" {
+	if !ok || pos.File == "" || pos.Line == 0 { // a container has no lines
 		return nil
 	}
 	return &Place{File: pos.File, Line: pos.Line, Col: pos.Col}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quaymaster/quaymaster/internal/config"
+	"github.com/quaymaster/quaymaster/internal/engine/labels"
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
@@ -57,6 +58,9 @@ type Loop struct {
 	undo   *undo      // a reload that waits for Confirm
 	frozen error      // set once: no change is taken any more
 	timers sync.WaitGroup
+
+	wanted []labels.Container // that were told last; mu guards it
+	unhad  []config.Refusal   // those of them that are left out because their routes cannot be had; mu guards it
 }
 
 // State is a committed plan and where it came from. It is immutable.
@@ -68,6 +72,9 @@ type State struct {
 	LoadedAt time.Time
 	Warnings []config.Warning
 	Error    string // of the newest reload, when it was refused and this state stayed
+
+	Containers []labels.Container // whose labels are followed
+	Refused    []config.Refusal   // labels that are not
 
 	sources []config.Source // the bytes of Files; an edit of the API layer is made on these, not on what is on disk by now
 }
@@ -101,6 +108,7 @@ func (l *Loop) Start(ctx context.Context, first *Loaded) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.loader = first.loader
+	l.wanted = first.containers
 	return l.follow(ctx, first.state(l.o.Layer))
 }
 
@@ -126,12 +134,7 @@ func (l *Loop) reload(ctx context.Context, o ReloadOptions) (Result, error) {
 		defer l.busy()()
 	}
 	old := l.now.Load()
-	next, err := l.read()
-	if err != nil {
-		l.noteReload(err, o)
-		return Result{}, err
-	}
-	res, err := l.change(ctx, next, o)
+	res, err := l.try(ctx, o, l.read)
 	l.noteReload(err, o)
 	if err == nil && !o.DryRun {
 		if l.undo != nil {
@@ -145,9 +148,9 @@ func (l *Loop) reload(ctx context.Context, o ReloadOptions) (Result, error) {
 	return res, err
 }
 
-// read makes a state of the files as they are now and the API layer in force. mu is held.
-func (l *Loop) read() (*State, error) {
-	loaded, err := Load(l.loader, l.o.Config, l.layer())
+// read makes a state of the files as they are now, the API layer in force and the containers. mu is held.
+func (l *Loop) read(list []labels.Container) (*State, error) {
+	loaded, err := load(l.loader, l.o.Config, l.layer(), list)
 	if err != nil {
 		return nil, err
 	}
@@ -169,11 +172,7 @@ func (l *Loop) Check(ctx context.Context) (Result, error) {
 	if err := l.closed(); err != nil {
 		return Result{}, err
 	}
-	next, err := l.read()
-	if err != nil {
-		return Result{}, err
-	}
-	return l.change(ctx, next, ReloadOptions{DryRun: true})
+	return l.try(ctx, ReloadOptions{DryRun: true}, l.read)
 }
 
 // ErrStale says that an edit was made against another revision than the one in force.
@@ -203,13 +202,15 @@ func (l *Loop) Edit(ctx context.Context, match string, f func(*config.Layer) err
 	if err := f(layer); err != nil {
 		return Result{}, err
 	}
-	loaded, err := compile(l.loader, now.sources, layer)
-	if err != nil {
-		return Result{}, err
-	}
-	next := loaded.state(layer)
-	next.Error = now.Error // of the files, which an edit does not mend
-	return l.change(ctx, next, ReloadOptions{})
+	return l.try(ctx, ReloadOptions{}, func(list []labels.Container) (*State, error) {
+		loaded, err := compile(l.loader, now.sources, layer, list)
+		if err != nil {
+			return nil, err
+		}
+		next := loaded.state(layer)
+		next.Error = now.Error // of the files, which an edit does not mend
+		return next, nil
+	})
 }
 
 func (l *Loop) layer() *config.Layer {
@@ -275,7 +276,13 @@ func (l *Loop) follow(ctx context.Context, next *State) error {
 			return &FollowError{Part: "state", Err: err}
 		}
 	}
-	next.LoadedAt = time.Now()
+	if next.LoadedAt.IsZero() { // else containers alone have changed
+		next.LoadedAt = time.Now()
+	}
+	var refused []config.Refusal
+	if old := l.now.Load(); old != nil {
+		refused = old.Refused
+	}
 	l.now.Store(next) // first: what a Commit lets in asks for the plan in force at once
 	for _, s := range steps {
 		s.Commit()
@@ -284,6 +291,7 @@ func (l *Loop) follow(ctx context.Context, next *State) error {
 		s.Retire()
 	}
 	l.o.Event("config.committed", next.Revision, "")
+	l.tell(refused, next.Refused)
 	return nil
 }
 
@@ -428,9 +436,10 @@ func (l *Loop) goBack(u *undo) {
 	l.undo = nil
 	l.until.Store(nil)
 	back := *u.back
-	if loaded, err := compile(l.loader, u.back.sources, l.layer()); err == nil {
+	if loaded, err := compile(l.loader, u.back.sources, l.layer(), l.containers()); err == nil {
 		back = *loaded.state(l.layer())
 	}
+	back.LoadedAt = time.Time{}
 	back.Error = "the last reload was not confirmed in time and was undone"
 	if err := l.follow(context.Background(), &back); err != nil {
 		l.o.Log.Error("unconfirmed reload could not be undone", "err", err)
@@ -446,18 +455,29 @@ type Loaded struct {
 	Files    []string
 	Warnings []config.Warning
 	Revision string
+	Refused  []config.Refusal // labels that are not followed
 
-	loader  *config.Loader
-	sources []config.Source
+	loader     *config.Loader
+	sources    []config.Source
+	layer      *config.Layer
+	containers []labels.Container
 }
 
 func (l *Loaded) state(layer *config.Layer) *State {
-	return &State{Plan: l.Plan, Files: l.Files, Layer: layer, Revision: l.Revision, Warnings: l.Warnings, sources: l.sources}
+	return &State{
+		Plan: l.Plan, Files: l.Files, Layer: layer, Revision: l.Revision, Warnings: l.Warnings, sources: l.sources,
+		Containers: l.containers, Refused: l.Refused,
+	}
 }
 
 // Load looks up and reads the files and makes one plan of them and the API layer. The revision depends on the bytes
 // alone. loader remembers the pieces for the next load; nil begins anew.
 func Load(loader *config.Loader, arg string, layer *config.Layer) (*Loaded, error) {
+	return load(loader, arg, layer, nil)
+}
+
+// load is Load with the labels of containers.
+func load(loader *config.Loader, arg string, layer *config.Layer, list []labels.Container) (*Loaded, error) {
 	files, err := config.FindFiles(arg)
 	if err != nil {
 		return nil, err
@@ -466,15 +486,15 @@ func Load(loader *config.Loader, arg string, layer *config.Layer) (*Loaded, erro
 	if err != nil {
 		return nil, err
 	}
-	return compile(loader, sources, layer)
+	return compile(loader, sources, layer, list)
 }
 
-// compile makes one plan of bytes in memory and the API layer.
-func compile(loader *config.Loader, sources []config.Source, layer *config.Layer) (*Loaded, error) {
+// compile makes one plan of bytes in memory, the API layer and the labels of containers.
+func compile(loader *config.Loader, sources []config.Source, layer *config.Layer, list []labels.Container) (*Loaded, error) {
 	if loader == nil {
 		loader = config.NewLoader()
 	}
-	p, warnings, err := loader.Load(sources, layer)
+	p, warnings, refused, err := loader.LoadWith(sources, layer, list)
 	if err != nil {
 		return nil, err
 	}
@@ -484,5 +504,6 @@ func compile(loader *config.Loader, sources []config.Source, layer *config.Layer
 	}
 	return &Loaded{
 		Plan: p, Files: files, Warnings: warnings, Revision: revision(sources, layer), loader: loader, sources: sources,
+		Refused: refused, layer: layer, containers: list,
 	}, nil
 }

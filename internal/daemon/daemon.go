@@ -27,6 +27,7 @@ import (
 	"github.com/quaymaster/quaymaster/internal/control"
 	"github.com/quaymaster/quaymaster/internal/edge"
 	"github.com/quaymaster/quaymaster/internal/edge/terminate"
+	"github.com/quaymaster/quaymaster/internal/engine"
 	"github.com/quaymaster/quaymaster/internal/guard"
 	"github.com/quaymaster/quaymaster/internal/handover"
 	"github.com/quaymaster/quaymaster/internal/logs"
@@ -79,6 +80,7 @@ type Daemon struct {
 	edge    *edge.Edge
 	ports   *ports.Ports
 	leases  *leases.Leases
+	watch   *engine.Watch
 	apps    *apps.Apps
 
 	processes *process.Runner // of apps; nil before they are made
@@ -207,10 +209,12 @@ func (d *Daemon) start(ctx context.Context) int {
 	d.work(run, "apps", d.apps.Run)
 	d.undo.push("apps", d.closeApps)
 	d.work(run, "service manager", d.report)
+	first = d.withLabels(ctx, first)
 	if err := d.loop.Start(ctx, first); err != nil {
 		return d.fail(err)
 	}
 	d.work(run, "certs", d.certs.Run)
+	d.work(run, "labels", d.watch.Run)
 	for _, w := range first.Warnings {
 		d.log.Warn("configuration", "warning", w.Error.Error())
 	}
@@ -289,6 +293,7 @@ func (d *Daemon) build(layer *config.Layer) {
 			{Name: "ports", Follower: d.ports},
 		},
 	})
+	d.watch = d.newWatch()
 	d.api = api.New(d.apiOptions(promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{})))
 }
 

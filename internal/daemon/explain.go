@@ -116,7 +116,7 @@ func (d *Daemon) explainPort(x *api.Explanation, port *plan.Port) {
 // explainRoute says what the route does and which of its targets are up.
 func (d *Daemon) explainRoute(x *api.Explanation, p *plan.Plan, r *plan.Route, host string) {
 	x.Route, x.Source = r.Name, string(r.Source)
-	if at, ok := p.Where["route/"+r.Name]; ok && at.File != "" {
+	if at, ok := p.Where["route/"+r.Name]; ok && at.Line > 0 {
 		x.Place = &api.Place{File: at.File, Line: at.Line, Col: at.Col}
 	}
 	switch {

@@ -95,6 +95,7 @@ func (t *settingsStep) Commit() {
 		}
 	}
 	s.now = t.next
+	s.d.watch.Poke()
 }
 
 // Retire closes what the old settings had open.

@@ -83,6 +83,7 @@ func (d *Daemon) handOver(ctx context.Context, binary string, within time.Durati
 	if err != nil {
 		return nil, err
 	}
+	d.leaveContainers()
 	link, child, err := handover.Start(binary, d.o.Args, append(os.Environ(), d.service.Env()...))
 	if err != nil {
 		give.Close()

@@ -55,7 +55,7 @@ func (d *Daemon) status() api.Status {
 	g := d.guard.Status()
 	s.Connections = api.Slots{Active: g.Active, Max: g.Max}
 	for _, p := range s.Problems {
-		if s.State == "serving" && p.Kind != "config" && p.Kind != "target" && p.Kind != "warning" {
+		if s.State == "serving" && p.Kind != "config" && p.Kind != "target" && p.Kind != "warning" && p.Kind != "label" && p.Kind != "engine" {
 			s.State = "degraded"
 		}
 	}
@@ -95,6 +95,7 @@ func (d *Daemon) problems() []api.Trouble {
 	out = append(out, d.leaseTroubles()...)
 	out = append(out, d.appTroubles()...)
 	out = append(out, d.certTroubles()...)
+	out = append(out, d.labelTroubles()...)
 	for _, u := range d.pools.Status() {
 		for _, t := range u.Targets {
 			var message string

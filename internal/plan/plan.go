@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -38,7 +39,7 @@ type Pos struct {
 type Source string
 
 // Container reports whether the source is a container.
-func (s Source) Container() bool { return s != FromFile && s != FromAPI && s != "" }
+func (s Source) Container() bool { return strings.HasPrefix(string(s), "container ") }
 
 // The layers of a configuration.
 const (

@@ -231,8 +231,11 @@ func (c *change) settle(p *port, to *plan.Port, now time.Time) (Event, bool) {
 
 // source is the layer that a port comes from: what has a place in a file comes from there.
 func (c *change) source(a plan.Addr) string {
-	if c.plan.Where["port/"+a.String()].File == "" {
+	switch at := c.plan.Where["port/"+a.String()]; {
+	case at.File == "":
 		return string(plan.FromAPI)
+	case at.Line == 0 && plan.Source(at.File).Container():
+		return at.File
 	}
 	return string(plan.FromFile)
 }

@@ -1,0 +1,349 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+
+	"github.com/quaymaster/quaymaster/internal/engine/labels"
+)
+
+// A burst of events is one change: containers are listed after quiet without another event, and after patience at the
+// latest. What an engine writes a moment after it has told of it is found by one more list after echo, and what it does
+// not tell at all by one after poll.
+const (
+	quiet    = 100 * time.Millisecond
+	patience = 500 * time.Millisecond
+	echo     = time.Second
+	poll     = time.Minute
+)
+
+// The bounds of one list.
+const (
+	openWithin = 10 * time.Second // for the beginning of a stream
+	listWithin = 30 * time.Second
+	maxListed  = 1100 // containers that are looked at; config takes fewer, and says so
+	maxPorts   = 256  // of one container
+	maxKept    = 200  // labels of one container
+	maxText    = 8192 // bytes of one label
+)
+
+// A link speaks with one engine.
+type link struct {
+	*client.Client
+	conn atomic.Pointer[meter] // dialled last
+	kind atomic.Pointer[string]
+}
+
+// open returns a client; nothing is asked yet.
+func (f *feed) open() (*link, error) {
+	l := &link{}
+	kind := "docker"
+	l.kind.Store(&kind)
+	var err error
+	l.Client, err = client.New(
+		client.WithHost("unix://"+f.place.path),
+		client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "unix", f.place.path)
+			if err != nil {
+				return nil, err
+			}
+			m := &meter{Conn: conn, left: maxAnswer}
+			l.conn.Store(m)
+			return m, nil
+		}),
+		client.WithHTTPResponseHook(func(r *http.Response) {
+			if strings.HasPrefix(r.Header.Get("Server"), "Libpod/") {
+				kind := "podman"
+				l.kind.Store(&kind)
+			}
+		}),
+	)
+	return l, err
+}
+
+// follow opens the stream, lists, and lists again as the events say. It returns when the engine is lost.
+func (f *feed) follow(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ask, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ask.Close() }() // closes idle connections, and cannot fail
+	stream, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	f.known = nil
+	if err := f.list1(ctx, ask); err != nil { // what the stream does not begin with would wait for it
+		return err
+	}
+	late := time.AfterFunc(openWithin, stop)
+	// What happened while the list was made is told, too.
+	since := strconv.FormatInt(time.Now().Add(-2*time.Second).Unix(), 10)
+	told := stream.Events(ctx, client.EventsListOptions{
+		Since: since, Filters: make(client.Filters).Add("type", string(events.ContainerEventType), string(events.NetworkEventType)),
+	})
+	if !late.Stop() {
+		return fmt.Errorf("no answer within %v", openWithin)
+	}
+	if err := f.list1(ctx, ask); err != nil {
+		return err
+	}
+	return f.events(ctx, ask, stream, told)
+}
+
+// events lists again after each burst.
+func (f *feed) events(ctx context.Context, ask, stream *link, told client.EventsResult) error {
+	settle, after, tick := time.NewTimer(time.Hour), time.NewTimer(time.Hour), time.NewTicker(poll)
+	defer settle.Stop()
+	defer after.Stop()
+	defer tick.Stop()
+	var first time.Time // of the burst under way
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-told.Err:
+			if err == nil || errors.Is(err, io.EOF) {
+				err = errors.New("it has ended the stream of events")
+			}
+			return err
+		case m := <-told.Messages:
+			if c := stream.conn.Load(); c != nil {
+				c.refill()
+			}
+			if !f.news(&m) {
+				continue
+			}
+			now := time.Now()
+			if first.IsZero() {
+				first = now
+			}
+			settle.Reset(max(0, min(quiet, patience-now.Sub(first))))
+			continue
+		case <-tick.C:
+			f.known = nil
+		case <-after.C:
+			f.known = nil
+		case <-settle.C:
+			first = time.Time{}
+			settle.Reset(time.Hour)
+			after.Reset(echo)
+		}
+		if err := f.list1(ctx, ask); err != nil {
+			return err
+		}
+	}
+}
+
+// news reports whether an event may change what containers ask for, and forgets what it makes old.
+func (f *feed) news(m *events.Message) bool {
+	action, _, _ := strings.Cut(string(m.Action), ":")
+	switch action {
+	case "start", "restart", "die", "died", "stop", "kill", "oom", "destroy", "remove", "cleanup", "pause", "unpause", "rename", "update", "health_status", "init", "sync":
+		delete(f.known, m.Actor.ID)
+	case "connect", "disconnect":
+		f.known = nil
+	default:
+		return false
+	}
+	return true
+}
+
+// list1 asks which containers run, and tells what it hears.
+func (f *feed) list1(ctx context.Context, c *link) error {
+	list, err := f.ask(ctx, c)
+	if err != nil {
+		return err
+	}
+	f.told(list)
+	return nil
+}
+
+// ask lists the running containers with labels for routes. Those that are known are not looked at again.
+func (f *feed) ask(ctx context.Context, c *link) ([]labels.Container, error) {
+	ctx, stop := context.WithTimeout(ctx, listWithin)
+	defer stop()
+	found := map[string]*container.Summary{}
+	words := []string{labels.Enable}
+	if f.traefik {
+		words = append(words, labels.EnableTraefik)
+	}
+	for _, word := range words {
+		res, err := c.ContainerList(ctx, client.ContainerListOptions{
+			Filters: make(client.Filters).Add("status", "running").Add("label", word),
+		})
+		if err != nil {
+			return nil, err
+		}
+		for i := range res.Items {
+			if len(found) < maxListed {
+				found[res.Items[i].ID] = &res.Items[i]
+			}
+		}
+	}
+	if f.known == nil {
+		f.known = map[string]*labels.Container{}
+		f.near = f.reachable(ctx, c)
+	}
+	for id := range f.known {
+		if found[id] == nil {
+			delete(f.known, id)
+		}
+	}
+	nearby := interfaces()
+	last := map[string]*labels.Container{}
+	out := []labels.Container{}
+	for id, item := range found {
+		one := f.known[id]
+		if one == nil {
+			var err error
+			var gone interface{ NotFound() }
+			one, err = f.look(ctx, c, item, nearby)
+			switch {
+			case err == nil && one != nil:
+				f.known[id] = one
+			case err != nil && ctx.Err() != nil:
+				return nil, err
+			case err != nil && !errors.As(err, &gone): // it runs, and is as it was as far as anybody knows
+				one = f.last[id]
+			}
+		}
+		if one != nil { // else it has ended meanwhile
+			last[id] = one
+			out = append(out, *one)
+		}
+	}
+	f.last = last
+	oldestFirst(out)
+	return out, nil
+}
+
+func oldestFirst(list []labels.Container) {
+	slices.SortStableFunc(list, func(a, b labels.Container) int {
+		return cmp.Or(cmp.Compare(a.Created, b.Created), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Engine, b.Engine))
+	})
+}
+
+// reachable reports whether this host is where the engine makes its networks. One without root makes them elsewhere, and
+// an address there may be another container's here.
+func (f *feed) reachable(ctx context.Context, c *link) bool {
+	res, err := c.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return false
+	}
+	return !slices.ContainsFunc(res.Info.SecurityOptions, func(s string) bool { return strings.Contains(s, "rootless") })
+}
+
+// interfaces are the networks that this host is in.
+func interfaces() []netip.Prefix {
+	var out []netip.Prefix
+	list, _ := net.InterfaceAddrs() // without them, containers are reached where they are published
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLoopback() {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
+// look describes one container; nil when it does not run any more.
+func (f *feed) look(ctx context.Context, c *link, item *container.Summary, nearby []netip.Prefix) (*labels.Container, error) {
+	res, err := c.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
+	if err != nil {
+		return nil, err
+	}
+	in := &res.Container
+	if in.State == nil || !in.State.Running || in.State.Paused || in.Config == nil {
+		return nil, nil
+	}
+	out := &labels.Container{Name: nameOf(item), Engine: *c.kind.Load(), Created: item.Created, Labels: map[string]string{}}
+	for k, v := range in.Config.Labels {
+		if labels.Ours(k) && len(out.Labels) < maxKept {
+			out.Labels[cut(k)] = cut(v)
+		}
+	}
+	if h := in.State.Health; h != nil && h.Status != container.NoHealthcheck {
+		out.Health = string(h.Status)
+	}
+	out.Shares = in.HostConfig != nil && in.HostConfig.NetworkMode.IsHost() && (f.near || out.Engine == "podman")
+	f.ports(in, out)
+	if in.NetworkSettings == nil {
+		return out, nil
+	}
+	for name, n := range in.NetworkSettings.Networks {
+		if n == nil {
+			continue
+		}
+		ip := n.IPAddress.Unmap()
+		if !ip.IsValid() {
+			ip = n.GlobalIPv6Address
+		}
+		near := f.near && slices.ContainsFunc(nearby, func(p netip.Prefix) bool { return p.Contains(ip) })
+		out.Networks = append(out.Networks, labels.Network{Name: name, IP: ip, Near: near})
+	}
+	slices.SortFunc(out.Networks, func(a, b labels.Network) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// ports notes what the container exposes and publishes.
+func (f *feed) ports(in *container.InspectResponse, out *labels.Container) {
+	add := func(p network.Port, at netip.AddrPort) {
+		if p.Proto() == network.TCP && len(out.Ports) < maxPorts {
+			out.Ports = append(out.Ports, labels.Port{Number: p.Num(), At: at})
+		}
+	}
+	if in.NetworkSettings != nil {
+		for p, list := range in.NetworkSettings.Ports {
+			for _, b := range list {
+				n, err := strconv.ParseUint(b.HostPort, 10, 16)
+				if err != nil || n == 0 {
+					continue
+				}
+				ip := b.HostIP
+				if !ip.IsValid() {
+					ip = netip.IPv4Unspecified()
+				}
+				add(p, netip.AddrPortFrom(ip, uint16(n)))
+			}
+		}
+	}
+	for p := range in.Config.ExposedPorts {
+		add(p, netip.AddrPort{})
+	}
+	slices.SortFunc(out.Ports, func(a, b labels.Port) int { // published ones first, IPv4 before IPv6
+		return cmp.Or(cmp.Compare(a.Number, b.Number), -compareBool(a.At.IsValid(), b.At.IsValid()), a.At.Compare(b.At))
+	})
+	out.Ports = slices.Compact(out.Ports)
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// cut bounds what is kept of a text. One that is too long is refused by its length.
+func cut(s string) string { return s[:min(len(s), maxText)] }
