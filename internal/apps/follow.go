@@ -3,9 +3,6 @@ package apps
 import (
 	"context"
 	"errors"
-	"net"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
@@ -97,55 +94,4 @@ func (s *Apps) url(name string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.urls[name]
-}
-
-// urls finds for each app the first route that leads to it, else the host of its preview.
-func urls(p *plan.Plan) map[string]string {
-	byUpstream := make(map[string]string)
-	for _, u := range p.Upstreams {
-		for _, t := range u.Targets {
-			if t.App != "" && byUpstream[u.Name] == "" {
-				byUpstream[u.Name] = t.App
-			}
-		}
-	}
-	out := make(map[string]string)
-	for _, previews := range []bool{false, true} {
-		for _, r := range p.Routes {
-			f, ok := r.Action.(plan.Forward)
-			app := byUpstream[f.Upstream]
-			if !ok || app == "" || out[app] != "" || previews != (f.Preview.App != "") || previews && len(r.Match.Domains) == 0 {
-				continue // the preview by path needs one who knows of the path
-			}
-			if u := urlOf(r); u != "" {
-				out[app] = u
-			}
-		}
-	}
-	return out
-}
-
-// urlOf is the address of a route as a browser on this machine would have it.
-func urlOf(r *plan.Route) string {
-	scheme, usual := "http", uint16(80)
-	if r.TLS.Ends() {
-		scheme, usual = "https", 443
-	}
-	host := "localhost"
-	for _, d := range r.Match.Domains {
-		if !strings.Contains(d, "*") {
-			host = d
-			break
-		}
-	}
-	for _, at := range r.Match.Ports {
-		if at.Network != plan.TCP || at.Port == 0 {
-			continue
-		}
-		if at.Port == usual {
-			return scheme + "://" + host
-		}
-		return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(int(at.Port)))
-	}
-	return ""
 }
