@@ -4,11 +4,17 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
+	"context"
 	"fmt"
+	"io"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+
+	"github.com/quaymaster/quaymaster/internal/engine"
 )
 
 // Without root: the podman of a user, with its own helpers, and a quaymaster that is that user.
@@ -46,7 +52,7 @@ func TestA15_ContainersWithoutRoot(t *testing.T) {
 // The same with docker.
 func TestA15_ContainersOfDocker(t *testing.T) {
 	t.Parallel()
-	containerd, dockerd, docker := tool(t, "containerd"), tool(t, "dockerd"), tool(t, "docker")
+	containerd, dockerd := tool(t, "containerd"), tool(t, "dockerd")
 	p := newPodman(t, 0) // for the place
 	socket := p.dir + "/docker.sock"
 	p.spawn(nil, containerd, "--root", p.dir+"/c", "--state", p.dir+"/cs", "--address", p.dir+"/c.sock")
@@ -54,42 +60,48 @@ func TestA15_ContainersOfDocker(t *testing.T) {
 	p.spawn(nil, dockerd, "--data-root", p.dir+"/d", "--exec-root", p.dir+"/x", "--pidfile", p.dir+"/pid",
 		"-H", "unix://"+socket, "--containerd", p.dir+"/c.sock", "--storage-driver", "vfs")
 	until(t, "docker answers", func() bool { return dials(socket) })
-	run := func(in []byte, args ...string) string {
-		t.Helper()
-		cmd := exec.Command(docker, append([]string{"-H", "unix://" + socket}, args...)...)
-		cmd.Stdin = bytes.NewReader(in)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("docker %v: %v %s", args, err, out)
-		}
-		return strings.TrimSpace(string(out))
+	docker, err := engine.Open(socket, true)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = docker.Close() })
+	all := func() []container.Summary {
+		t.Helper()
+		list, err := docker.ContainerList(context.Background(), client.ContainerListOptions{All: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list.Items
+	}
+	t.Cleanup(func() { // with their groups
+		for _, c := range all() {
+			_, _ = docker.ContainerRemove(context.Background(), c.ID, client.ContainerRemoveOptions{Force: true})
+		}
+	})
 	files := t.TempDir()
 	writeFile(t, files+"/box", boxBinary(t), 0o755)
 	image, err := exec.Command("tar", "-C", files, "-c", ".").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(image, "import", "-c", `ENTRYPOINT ["/box"]`, "-", boxImage)
+	made, err := docker.ImageImport(t.Context(), client.ImageImportSource{Source: bytes.NewReader(image), SourceName: "-"}, boxImage,
+		client.ImageImportOptions{Changes: []string{`ENTRYPOINT ["/box"]`}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, made)
+	_ = made.Close()
 	q := prepare(t, "engine: {kind: docker, socket: \""+socket+"\"}\n"+boxPorts+"apps:\n"+
 		boxEntry("web", "ticks", "logs: {lines: 100000}", "limits: {memory: 64MiB, nofile: 512}", "restart: {backoff: 10ms}")+
 		boxEntry("lost", "elsewhere", "ready: {timeout: 2s}", "restart: {policy: \"no\"}")+appSites(boxPort, "web"))
 	p.runs(q)
 	a := q.appIs("web", "ready")
-	t.Cleanup(func() {
-		for _, id := range strings.Fields(run(nil, "ps", "-a", "-q")) {
-			run(nil, "rm", "-f", id)
-		}
-	})
-	var box []struct {
-		HostConfig struct {
-			Ulimits   []struct{ Soft int }
-			LogConfig struct{ Config map[string]string }
-		}
+	box, err := docker.ContainerInspect(t.Context(), "quaymaster-web", client.ContainerInspectOptions{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := json.Unmarshal([]byte(run(nil, "inspect", "quaymaster-web")), &box); err != nil || len(box) != 1 ||
-		fmt.Sprint(box[0].HostConfig) != "{[{512}] {map[max-file:2 max-size:10m]}}" {
-		t.Errorf("%+v %v", box, err)
+	if h := box.Container.HostConfig; len(h.Ulimits) != 1 || h.Ulimits[0].Soft != 512 || h.Memory != 64<<20 || h.LogConfig.Config["max-size"] != "10m" {
+		t.Errorf("%+v", h)
 	}
 	p.mustAsk(boxPort, "web.test", "/")
 	q.goesOn("web", 10)
@@ -101,9 +113,6 @@ func TestA15_ContainersOfDocker(t *testing.T) {
 	q.goesOn("web", q.ticks("web"))
 	if now := q.appIs("lost", "backing-off"); !strings.Contains(now.Reason, fmt.Sprintf("lost listens on 5173, not on %d: set container_port", now.Port)) {
 		t.Errorf("an app that listens elsewhere: %+v", now)
-	}
-	names := func() string {
-		return strings.Join(strings.Fields(run(nil, "ps", "-a", "--format", "{{.Names}}")), " ")
 	}
 	hog := func() bool { _, body, _ := p.ask(boxPort, "web.test", "/hog", nil); return body == "nobody minds" }
 	if hog() {
@@ -119,7 +128,7 @@ func TestA15_ContainersOfDocker(t *testing.T) {
 			t.Fatalf("%d %s", code, out)
 		}
 	}
-	if got := names(); got != "" {
-		t.Errorf("left behind: %s", got)
+	if got := all(); len(got) != 0 {
+		t.Errorf("left behind: %v", got)
 	}
 }

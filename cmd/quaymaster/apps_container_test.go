@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -236,15 +237,22 @@ func TestA15_EngineThatIsAwayAndComesBack(t *testing.T) {
 	p.mustAsk(boxPort, "lazy.test", "/")
 }
 
-// A changed entry is started beside the one that serves, under another name, and no request fails.
+// A changed entry is started beside the one that serves, under another name, and no request fails. The entry is that of the
+// example.
 func TestA15_ChangedEntryTakesOver(t *testing.T) {
 	t.Parallel()
 	p := newBoxes(t, 0)
-	body := func(how string) string {
-		return p.engine() + boxPorts + "apps:\n" + boxEntry("web", how, "ready: {http: /}") + appSites(boxPort, "web")
+	example, err := os.ReadFile("../../examples/containers.yaml")
+	if err != nil {
+		t.Fatal(err)
 	}
+	body := func(how string) string {
+		return strings.NewReplacer("localhost/web:1", boxImage, "pull: missing}", "socket: \""+p.socket+"\", pull: never}", "NODE_ENV: production", "QM_BOX: "+how).Replace(string(example))
+	}
+	const host = "web.localhost"
 	q := prepare(t, body("one"))
 	p.runs(q)
+	p.mustAsk(boxPort, host, "/") // it is started by that
 	a := q.appIs("web", "ready")
 	quit := make(chan struct{})
 	var load sync.WaitGroup
@@ -255,7 +263,7 @@ func TestA15_ChangedEntryTakesOver(t *testing.T) {
 				return
 			default:
 			}
-			if status, answer, err := p.ask(boxPort, "web.test", "/", nil); err != nil || status != 200 {
+			if status, answer, err := p.ask(boxPort, host, "/", nil); err != nil || status != 200 {
 				t.Errorf("%d %q %v", status, answer, err)
 			}
 		}
@@ -266,7 +274,7 @@ func TestA15_ChangedEntryTakesOver(t *testing.T) {
 	})
 	close(quit)
 	load.Wait()
-	if env := p.mustAsk(boxPort, "web.test", "/env"); !strings.Contains(env, "QM_BOX=two") {
+	if env := p.mustAsk(boxPort, host, "/env"); !strings.Contains(env, "QM_BOX=two") {
 		t.Errorf("%q", env)
 	}
 	q.reload(body("one"))

@@ -25,7 +25,7 @@ type App struct {
 	ContainerPort PortNumber `yaml:"container_port"`
 	// The folder it is started in, relative to the file. Default: the folder of the file.
 	Dir string `yaml:"dir"`
-	// Whom it runs as. A daemon that is root starts no app without it: write `root` where that is meant.
+	// Whom it runs as. A daemon that is root starts no app without it, unless it has an `image`: write `root` where that is meant.
 	User string `yaml:"user"`
 	// Its environment, besides PATH, HOME, USER, LANG, TZ, TMPDIR and the names of `command`, which may stand in values.
 	Env map[string]AppText `yaml:"env"`
@@ -145,7 +145,7 @@ func (a *AppStop) Defaults() { a.Signal, a.Timeout = "TERM", Duration(10*time.Se
 
 // AppLimits bound an app.
 type AppLimits struct {
-	// Processors, also a part of one: `1`, `0.5`. 0 is no limit. Under systemd it needs `Delegate=yes` and `DelegateSubgroup=daemon` (version 254); where it cannot be set, the log says so.
+	// Processors, also a part of one: `1`, `0.5`. 0 is no limit. In a container it is the engine's. Otherwise, under systemd it needs `Delegate=yes` and `DelegateSubgroup=daemon` (version 254); where it cannot be set, the log says so.
 	CPU Processors `yaml:"cpu"`
 	// Memory of the app and all it starts; it is ended when it takes more. 0 is no limit. It needs what `cpu` needs.
 	Memory Size `yaml:"memory"`

@@ -299,10 +299,12 @@ func (i *instance) Stop(ctx context.Context, how plan.AppStop) error {
 
 // stopped is the outcome of a stop: an instance that was left is the next daemon's to end.
 func (i *instance) stopped(err error) error {
-	if i.life.Err() != nil {
+	select {
+	case <-i.life.Done():
 		return nil
+	default:
+		return err
 	}
-	return err
 }
 
 // insist sends a signal, and again until the engine has taken it. over: the instance has ended meanwhile.
