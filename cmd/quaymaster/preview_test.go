@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -434,5 +435,34 @@ func TestA14_APreviewThatIsAddedMovesNothingElse(t *testing.T) {
 	}
 	if status, body, err := fetch(port, "two.localhost", "/whoami"); status != 200 || body != "two" || err != nil {
 		t.Errorf("two: %d %q %v", status, body, err)
+	}
+}
+
+// TestA01_TheExampleOfPreviewsShowsItsApps runs it as it stands, on other ports.
+func TestA01_TheExampleOfPreviewsShowsItsApps(t *testing.T) {
+	t.Parallel()
+	q := prepare(t, "")
+	if err := os.CopyFS(q.dir+"/public", os.DirFS("../../examples/public")); err != nil {
+		t.Fatal(err)
+	}
+	var moved map[int]int
+	q.file, moved = exampleOnFreePorts(t, "../../examples/previews.yaml", q.dir)
+	q.run("--socket", q.sock)
+	q.serving()
+	if s := q.app("docs").State; s != "sleeping" {
+		t.Errorf("docs is %s", s)
+	}
+	want, err := os.ReadFile("../../examples/public/index.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, path := range map[string]string{"site.localhost": "/", "127.0.0.1": "/app/preview/docs/"} {
+		if a, body := askAs(t, moved[8080], host, path, "*/*"); a.StatusCode != 200 || body != string(want) {
+			t.Errorf("%s%s: %d %s", host, path, a.StatusCode, body)
+		}
+	}
+	q.signal(os.Interrupt)
+	if code := q.wait(20 * time.Second); code != 0 {
+		t.Errorf("exit %d", code)
 	}
 }
