@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,9 +58,22 @@ func child(how string) {
 		select {}
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
+	if path := os.Getenv("SOCKET"); path != "" {
+		_ = os.MkdirAll(filepath.Dir(path), 0o700)
+		l, err = net.Listen("unix", path)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	for has("endless") {
+		if c, err := l.Accept(); err == nil {
+			_, err := fmt.Fprint(c, "HTTP/1.1 200 OK\r\n")
+			for err == nil {
+				_, err = fmt.Fprint(c, "X-Header: and so on\r\n")
+			}
+			_ = c.Close()
+		}
 	}
 	http.HandleFunc("/die", func(http.ResponseWriter, *http.Request) { os.Exit(7) })
 	http.HandleFunc("/sick", func(w http.ResponseWriter, _ *http.Request) {
@@ -107,7 +121,7 @@ func (r *runner) Start(_ context.Context, s *run.Start) (run.Instance, error) {
 		return nil, &run.PortError{Port: s.Port, Text: "address already in use"}
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("PORT=%d", s.Port), "QM_APP="+strings.Join(s.App.Command, " "))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("PORT=%d", s.Port), "SOCKET="+s.Path, "QM_APP="+strings.Join(s.App.Command, " "))
 	for _, v := range s.App.Env {
 		cmd.Env = append(cmd.Env, v.Name+"="+v.Value)
 	}
@@ -219,6 +233,12 @@ func (l *lines) String() string {
 
 func newFloor(t testing.TB, list ...*plan.App) *floor {
 	t.Helper()
+	return newFloorAt(t, t.TempDir(), list...)
+}
+
+// newFloorAt is newFloor with the folder for sockets.
+func newFloorAt(t testing.TB, sockets string, list ...*plan.App) *floor {
+	t.Helper()
 	dir, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -232,7 +252,7 @@ func newFloor(t testing.TB, list ...*plan.App) *floor {
 	f.leases = leases.New(leases.Options{Store: dir, Log: log, Runs: func(n string, p uint16) bool { return f.apps.Has(n, p) }})
 	f.apps = apps.New(apps.Options{
 		Log: log, Registry: f.reg, Store: dir, Runner: func(*plan.App) run.Runner { return f.runner }, Ports: ports{f.leases}, Pools: f.pools,
-		Listen: listen, Sockets: t.TempDir(), Output: t.TempDir(), Events: func(kind, object, message string) { f.events.Add(kind + " " + object + " " + message) },
+		Listen: listen, Sockets: sockets, Output: t.TempDir(), Events: func(kind, object, message string) { f.events.Add(kind + " " + object + " " + message) },
 	})
 	ctx, end := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -151,11 +152,9 @@ func (a *app) begin(ctx context.Context, out *tap, spec *plan.App, another bool,
 func (a *app) place(ctx context.Context, spec *plan.App, another bool, st *run.Start, l *launched) error {
 	switch {
 	case spec.Socket == "unix": // the runner makes the folder, for the app's user
-		var salt [4]byte
-		_, _ = rand.Read(salt[:]) // never fails
-		st.Path = filepath.Join(a.s.opt.Sockets, a.name+"-"+hex.EncodeToString(salt[:]), "socket")
-		l.at = plan.Addr{Network: plan.Unix, Path: st.Path}
-		return nil
+		path, err := a.socketPath()
+		st.Path, l.at = path, plan.Addr{Network: plan.Unix, Path: path}
+		return err
 	case spec.Port != 0:
 		st.Port = spec.Port
 		l.at = plan.TCPAddr(loopback, st.Port)
@@ -172,6 +171,21 @@ func (a *app) place(ctx context.Context, spec *plan.App, another bool, st *run.S
 	}
 	l.at = plan.TCPAddr(loopback, st.Port)
 	return nil
+}
+
+// maxSocket is how long the path of a socket may be.
+const maxSocket = len(unix.RawSockaddrUnix{}.Path) - 1
+
+// socketPath is a path of its own for each instance. The name of the app is cut where it would be too long.
+func (a *app) socketPath() (string, error) {
+	var salt [4]byte
+	_, _ = rand.Read(salt[:]) // never fails
+	end := hex.EncodeToString(salt[:]) + "/socket"
+	room := maxSocket - len(filepath.Clean(a.s.opt.Sockets)) - len("/-") - len(end)
+	if room < 1 {
+		return "", &PreflightError{a.name, []error{fmt.Errorf("the path of its socket would be longer than %d bytes; write a shorter admin.socket, beside which it is", maxSocket)}}
+	}
+	return filepath.Join(a.s.opt.Sockets, a.name[:min(len(a.name), room)]+"-"+end), nil
 }
 
 // hold keeps a port of a number bound until the app is about to bind it, as a lease does: what answers there afterwards is the

@@ -364,7 +364,7 @@ func (a *app) waitsFor() []string {
 
 // needed is asked for by an app that depends on this one.
 func (a *app) needed() {
-	if !a.held && a.want != nil {
+	if !a.held && !a.closing && a.want != nil {
 		a.on = true
 	}
 }

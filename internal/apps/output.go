@@ -18,7 +18,9 @@ const (
 	lastLines = 5   // of stderr that a reason has
 	lastBytes = 200 // of each
 	defLines  = 1000
-	lineMost  = 16 << 10 // of a line in the ring
+	ringBytes = 4 << 20 // of the lines in memory
+	ringLine  = 1 << 10 // of each, where there are more than fit then
+	lineOwn   = 100     // bytes that a line takes besides its text
 )
 
 // A Line is one line of an app's output. Stream is "stdout", "stderr" or, of ours about the app, "quaymaster".
@@ -68,7 +70,7 @@ func (o *output) recall() {
 // resize makes the ring another one. mu is held, or nobody else knows o.
 func (o *output) resize(n int) {
 	old := o.ring
-	o.ring, o.size = logs.NewRing[Line](n), n
+	o.ring, o.size = logs.NewWeighedRing(n, max(ringBytes, n*ringLine), func(l Line) int { return len(l.Text) + lineOwn }), n
 	if old == nil {
 		return
 	}
@@ -109,13 +111,11 @@ func (o *output) note(text string) { o.add(Line{Time: time.Now(), Stream: ours, 
 
 // last are the newest n lines, oldest first.
 func (o *output) last(n int) []Line {
-	o.mu.Lock()
-	ring, base := o.ring, o.base
-	o.mu.Unlock()
-	list := ring.Last(n)
-	end := ring.End()
+	o.mu.Lock() // no line comes between the two looks
+	defer o.mu.Unlock()
+	list, end := o.ring.Last(n), o.base+o.ring.End()
 	for i := range list {
-		list[i].Number = base + end - uint64(len(list)) + uint64(i)
+		list[i].Number = end - uint64(len(list)) + uint64(i)
 	}
 	return list
 }

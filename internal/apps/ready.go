@@ -72,7 +72,8 @@ type probes struct {
 
 // untilReady returns nil when the instance serves, or why it did not in time.
 func (q *probes) untilReady(ctx context.Context) error {
-	var last error
+	never := errors.New("there was no time to ask")
+	last := never
 	begun := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -89,12 +90,12 @@ func (q *probes) untilReady(ctx context.Context) error {
 			return nil
 		}
 		if ctx.Err() != nil {
-			if last == nil {
+			if last == never { //nolint:errorlint // it is this very one
 				last = err
 			}
 			continue
 		}
-		if last == nil || last.Error() != err.Error() {
+		if last.Error() != err.Error() {
 			q.a.post(func() { q.a.waits(q.i, err.Error()) })
 		}
 		last = err
@@ -173,8 +174,11 @@ func get(c net.Conn, host, path string) error {
 	if err != nil {
 		return fmt.Errorf("GET %s: %w", path, dialled(err))
 	}
-	res, err := http.ReadResponse(bufio.NewReader(io.LimitReader(c, probeHead)), nil)
+	head := &io.LimitedReader{R: c, N: probeHead}
+	res, err := http.ReadResponse(bufio.NewReader(head), nil)
 	switch {
+	case err != nil && head.N <= 0:
+		return fmt.Errorf("GET %s: the head of the answer is longer than %d bytes", path, probeHead)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return fmt.Errorf("GET %s: the connection was closed without an answer", path)
 	case err != nil:

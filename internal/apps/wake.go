@@ -55,7 +55,7 @@ func (a *app) wake(ready chan error) {
 		ready <- &WakeError{App: a.name, Reason: "too many wait for it"}
 		return
 	}
-	if !a.on && !a.held && a.want != nil && (a.want.Start == "on_request" || a.want.IdleStop > 0) && a.stuck == "" && a.why == "" {
+	if !a.on && !a.held && !a.closing && a.want != nil && (a.want.Start == "on_request" || a.want.IdleStop > 0) && a.stuck == "" && a.why == "" {
 		a.on = true
 	}
 	a.waiters = append(a.waiters, ready)

@@ -3,6 +3,7 @@ package logs
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -74,5 +75,28 @@ func TestRing_WaitEndsWithItsContext(t *testing.T) {
 	r.Add(7) // what is there is still given
 	if v, _, err := r.Next(ctx, 1); v != 7 || err != nil {
 		t.Error(v, err)
+	}
+}
+
+func TestRing_HoldsNoMoreThanItsWeight(t *testing.T) {
+	r := NewWeighedRing(4, 10, func(s string) int { return len(s) })
+	for _, q := range []struct{ add, kept string }{
+		{"aaa", "aaa"},
+		{"bbb", "aaa bbb"},
+		{"cccc", "aaa bbb cccc"},
+		{"d", "bbb cccc d"},
+		{"e", "bbb cccc d e"},
+		{"f", "cccc d e f"},
+		{"longer than all of it", "longer than all of it"},
+		{"g", "g"},
+		{"h", "g h"},
+	} {
+		end := r.Add(q.add) + 1
+		if got := strings.Join(r.Last(10), " "); got != q.kept || r.End() != end {
+			t.Errorf("after %s: %q, want %q", q.add, got, q.kept)
+		}
+	}
+	if v, n, err := r.Next(context.Background(), 1); v != "g" || n != r.End()-2 || err != nil {
+		t.Errorf("%q %d %v", v, n, err)
 	}
 }
