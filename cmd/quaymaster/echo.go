@@ -15,6 +15,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -31,7 +33,7 @@ func (s *shell) echoVerb() *cobra.Command {
 		"echo [ADDR]", "Serve HTTP that answers with what it received. Needs no daemon", "quaymaster echo 127.0.0.1:3000 --name web1",
 		cobra.MaximumNArgs(1),
 		func(ctx context.Context, args []string) error {
-			addr := "127.0.0.1:0"
+			addr := echoAddr(os.Getenv)
 			if len(args) > 0 {
 				addr = args[0]
 			}
@@ -42,10 +44,26 @@ func (s *shell) echoVerb() *cobra.Command {
 
 The answer is text whose first line is "quaymaster echo" and whose rest is a JSON
 object; with "Accept: application/json" it is that object alone. A WebSocket gets
-its own messages back, at any path.`
+its own messages back, at any path.
+
+Without ADDR it listens where an app is to: on $PORT of $HOST, else on any free
+port of 127.0.0.1.`
 	c.Flags().BoolVar(&e.tls, "tls", false, "serve HTTPS with a certificate made for this run")
 	c.Flags().StringVar(&e.name, "name", "", "say this name in every answer, to tell several apart")
 	return c
+}
+
+// echoAddr is where an app of this environment is to listen. HOST counts only with PORT, and as an address: some shells
+// set it to the name of the machine.
+func echoAddr(env func(string) string) string {
+	host, port := "127.0.0.1", "0"
+	if p := env("PORT"); p != "" {
+		port = p
+		if ip, err := netip.ParseAddr(env("HOST")); err == nil {
+			host = ip.String()
+		}
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // echo answers with what it received.

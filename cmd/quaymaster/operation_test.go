@@ -8,10 +8,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -163,6 +165,12 @@ func TestD01_EveryExampleChecksAndRuns(t *testing.T) {
 	if len(names) < 5 {
 		t.Fatalf("examples: %v", names)
 	}
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("QUAYMASTER", binary) // what the apps of the quickstart are
+	t.Setenv("QUICKSTART_USER", me.Username)
 	for _, name := range names {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			if out, code := cli(t, "check", "-c", name); code != 0 || strings.Contains(out, "warning") {
@@ -174,6 +182,11 @@ func TestD01_EveryExampleChecksAndRuns(t *testing.T) {
 			}
 			copyFile(t, "../../examples/acme-dns-hook.sh", q.dir+"/acme-dns-hook.sh")
 			q.file, _ = exampleOnFreePorts(t, name, q.dir)
+			t.Cleanup(func() { // of a daemon that was killed
+				for _, pid := range q.recorded() {
+					_ = syscall.Kill(-pid, syscall.SIGKILL)
+				}
+			})
 			// No CA is asked from here: nobody answers at this one.
 			q.runEnv([]string{"QUICKSTART_STATE=" + q.dir + "/state", "ACME_DIRECTORY=https://127.0.0.1:1/dir"}, "--socket", q.sock)
 			q.serving()
