@@ -164,6 +164,8 @@ func (p *Port) whyNotRequest(q *Request, spots candidate) string {
 		return "query parameter " + r.query[at].String() + " does not hold"
 	case faultClaim:
 		return "our own handler " + r.Route.Action.(plan.Internal).Name + " does not know this request"
+	case faultPath:
+		return fmt.Sprintf("path %q is not, however it is read, below %s", pathOf(q.Target), r.below)
 	case faultForeign, faultPage:
 		return r.previewReason(f, q)
 	}

@@ -27,7 +27,7 @@ type group struct {
 	any   []entry // rules without a path, by rank
 	root  *node   // rules with a path
 	paths bool    // this group or one above it has rules with a path
-	plain bool    // holds a rule that is neither by_name nor of our own
+	plain bool    // holds a rule that is neither by_name nor of our own nor of a preview
 
 	space [1]entry // of any, beside the rest of the group: most groups have one rule
 }
@@ -98,7 +98,7 @@ func (x *index) add(h hostPattern, path *pathPattern, e entry) {
 	if g.best == noRank {
 		g.best = e.rank
 	}
-	g.plain = g.plain || !e.rule.byName && !e.rule.internal
+	g.plain = g.plain || !e.rule.byName && !e.rule.internal && e.rule.shown == nil
 	if path == nil {
 		g.any = append(g.any, e)
 		return

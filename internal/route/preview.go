@@ -2,6 +2,8 @@ package route
 
 import (
 	"fmt"
+	"math/bits"
+	"sync"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
 	"github.com/quaymaster/quaymaster/internal/preview"
@@ -48,8 +50,11 @@ func (s *shown) knows(app []byte) bool {
 }
 
 // previewFault judges the conditions that only routes of previews have.
-func (r *rule) previewFault(q *Request) fault {
+func (r *rule) previewFault(q *Request, pool *sync.Pool) fault {
 	want := r.Route.Match.Preview
+	if r.below != "" && !belowAll(pathOf(q.Target), r.below, pool) {
+		return faultPath
+	}
 	var buf [maxHost]byte
 	host := normalise(buf[:0], q.Host)
 	if _, named := r.shown.hosts[string(host)]; !named && !preview.Local(host, want.Domain) {
@@ -64,6 +69,47 @@ func (r *rule) previewFault(q *Request) fault {
 		return faultPage
 	}
 	return faultNone
+}
+
+// belowAll reports whether a path is base or below it under every reading. Base has nothing in it that can be read in two
+// ways. A path of which that is not sure is none of a preview: it may be another route's, which takes it as it is.
+func belowAll(path []byte, base string, pool *sync.Pool) bool {
+	i := 0
+	for j := range len(base) {
+		if i >= len(path) {
+			return false
+		}
+		c := path[i]
+		if v, ok := unhex(path, i); c == '%' && ok && v != '/' {
+			c = v
+			i += 2
+		}
+		if c != base[j] {
+			return false
+		}
+		i++
+	}
+	if i < len(path) && path[i] != '/' {
+		return false
+	}
+	odd, _ := survey(path)
+	if odd&dropDots == 0 {
+		return true // nothing leads up again
+	}
+	if len(path) > maxOdd || bits.OnesCount16(uint16(odd)) > maxOddities {
+		return false
+	}
+	s := pool.Get().(*scratch)
+	defer pool.Put(s)
+	for f := odd; ; f = (f - 1) & odd {
+		p := s.read(path, f)
+		if len(p) < len(base) || string(p[:len(base)]) != base || len(p) > len(base) && p[len(base)] != '/' {
+			return false
+		}
+		if f == 0 {
+			return true
+		}
+	}
 }
 
 // alone reports whether the browser says that one of its pages on this host asks, and that of all previews it has opened

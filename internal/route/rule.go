@@ -36,6 +36,8 @@ type parts struct {
 	connCount, requestCount   int // conditions besides host and path
 	connNarrow, requestNarrow uint8
 	byName, internal          bool
+
+	below string // of a preview: the path that its requests are below; it stands in no tree of paths, which would be that of other routes too
 }
 
 // rule is a route in its plan.
@@ -84,6 +86,9 @@ func parse(r *plan.Route) (*parts, error) {
 		path, err := parsePath(text)
 		errs = append(errs, err)
 		p.paths = append(p.paths, path)
+	}
+	if m.Preview != nil && len(m.Paths) > 0 {
+		p.below, p.paths = strings.TrimSuffix(m.Paths[0], "/*"), nil
 	}
 	if len(p.paths) == 0 {
 		p.paths = anyPaths
@@ -219,6 +224,7 @@ const (
 	faultClaim
 	faultForeign // the host is not one for previews
 	faultPage    // no page of the preview asks
+	faultPath    // it is not below the path of the preview
 )
 
 // connFault judges everything but the host.
@@ -303,7 +309,7 @@ func (r *rule) requestFault(q *Request, client netip.Addr, pool *sync.Pool) (f f
 		return faultClaim, 0
 	}
 	if r.shown != nil {
-		return r.previewFault(q), 0
+		return r.previewFault(q, pool), 0
 	}
 	return faultNone, 0
 }
