@@ -119,12 +119,14 @@ func (h *devHold) detach() {
 	h.mu.Unlock()
 }
 
+var errNoDaemon = errors.New("there is no daemon at the moment")
+
 // add puts one more app on the leash.
 func (h *devHold) add(ctx context.Context, a *devApp) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.client == nil {
-		return errors.New("there is no daemon at the moment")
+		return errNoDaemon
 	}
 	if err := h.put(ctx, a); err != nil {
 		return err
@@ -157,6 +159,21 @@ func (h *devHold) aim(ctx context.Context, a *devApp, host string) error {
 	return h.put(ctx, a)
 }
 
+// move gives an app another port than the one it has.
+func (h *devHold) move(ctx context.Context, a *devApp) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.client == nil {
+		return errNoDaemon
+	}
+	l, err := h.client.LeasePort(ctx, h.id, a.id(), true)
+	if err != nil {
+		return err
+	}
+	a.port, a.at = l.Port, ""
+	return h.put(ctx, a)
+}
+
 // id is the name of the app's lease and route: a label.
 func (a *devApp) id() string {
 	name := strings.TrimSuffix(a.host, ".localhost")
@@ -171,7 +188,7 @@ func (a *devApp) id() string {
 // put leases the app's port and makes its routes. mu is held.
 func (h *devHold) put(ctx context.Context, a *devApp) error {
 	if a.port == 0 || a.leased {
-		l, err := h.client.LeasePort(ctx, h.id, a.id())
+		l, err := h.client.LeasePort(ctx, h.id, a.id(), false)
 		switch {
 		case err != nil && a.port == 0:
 			return devTaken(a, err)
@@ -218,8 +235,16 @@ func (e *devTakenError) Unwrap() error { return e.err }
 
 // route makes one route on the first public port that can be had. One that the app had before comes first.
 func (h *devHold) route(ctx context.Context, a *devApp, name string, had int, ports []int, secure bool) (port int, why string, err error) {
+	list, err := h.listening(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	ports = slices.Clone(ports)
+	slices.SortStableFunc(ports[1:], func(p, q int) int { // those that other projects have first, so that all share one
+		return devFirst(list[p] == "bound", list[q] == "bound")
+	})
 	if had != 0 {
-		ports = append([]int{had}, slices.DeleteFunc(slices.Clone(ports), func(p int) bool { return p == had })...)
+		ports = append([]int{had}, slices.DeleteFunc(ports, func(p int) bool { return p == had })...)
 	}
 	for _, port = range ports {
 		err = h.try(ctx, a, name, port, secure)
@@ -241,6 +266,16 @@ func (h *devHold) route(ctx context.Context, a *devApp, name string, had int, po
 	return 0, "", err
 }
 
+func devFirst(p, q bool) int {
+	switch {
+	case p == q:
+		return 0
+	case p:
+		return -1
+	}
+	return 1
+}
+
 // try makes one route on one public port.
 func (h *devHold) try(ctx context.Context, a *devApp, name string, port int, secure bool) error {
 	text, err := a.routeBody(port, secure)
@@ -257,16 +292,30 @@ func (h *devHold) try(ctx context.Context, a *devApp, name string, port int, sec
 	if err != nil {
 		return err
 	}
+	list, err := h.listening(ctx)
+	if why, bad := list[port]; err == nil && bad && why != "bound" {
+		return &api.Problem{Type: api.Unavailable, Title: "Busy", Status: http.StatusConflict, Detail: why}
+	}
+	return err
+}
+
+// listening are the ports that the daemon has ("bound") or wants and does not get: why.
+func (h *devHold) listening(ctx context.Context) (map[int]string, error) {
 	var list []api.Port
 	if err := h.client.Get(ctx, "/v1/ports", &list); err != nil {
-		return err
+		return nil, err
 	}
+	out := map[int]string{}
 	for _, p := range list {
-		if p.Proto == "tcp" && p.Port == port && (p.State == "retrying" || p.State == "failed") {
-			return &api.Problem{Type: api.Unavailable, Title: "Busy", Status: http.StatusConflict, Detail: p.Error}
+		switch {
+		case p.Proto != "tcp":
+		case p.State == "retrying" || p.State == "failed":
+			out[p.Port] = p.Error
+		case out[p.Port] == "":
+			out[p.Port] = "bound"
 		}
 	}
-	return nil
+	return out, nil
 }
 
 // routeBody is a route to the app at a public port of this machine's own addresses.

@@ -58,6 +58,7 @@ type devApp struct {
 	port        int
 	https, http atomic.Int32 // in public; another daemon may have others
 	leased      bool
+	moves       int    // to other ports, since its own was taken
 	at          string // where it listens on its port, if not at 127.0.0.1
 
 	leash  *leash.Leash
@@ -83,6 +84,7 @@ const (
 	devSlow  = 15 * time.Second      // after which one that does not is told of
 	devEnd   = 15 * time.Second      // for everything to end
 	devFile  = 500 * time.Millisecond
+	maxMoves = 5
 )
 
 // run holds the names, runs the apps, and returns when nothing is left of them.
@@ -220,7 +222,7 @@ func (d *devRun) happened(ctx context.Context, e devEvent) {
 
 // ended takes the end of an app.
 func (d *devRun) ended(ctx context.Context, a *devApp) {
-	exit, up := a.leash.Exit(), time.Since(a.begun)
+	exit, up, keeper, was := a.leash.Exit(), time.Since(a.begun), a.leash.Keeper, a.ready
 	a.leash, a.ready = nil, false
 	a.stopProbe()
 	if a.remove {
@@ -235,6 +237,14 @@ func (d *devRun) ended(ctx context.Context, a *devApp) {
 		d.say.note("%s has ended after %s", a.label, devSpan(up))
 		d.startReady()
 		return
+	}
+	if who := foreign(a.port, keeper); !was && who != "" && a.moves < maxMoves {
+		if a.moves++; a.leased && d.hold.move(ctx, a) == nil {
+			d.say.note("%s has ended, since %s has its port; it is started again on another", a.label, who)
+			a.begun = time.Time{}
+			d.startReady()
+			return
+		}
 	}
 	text := fmt.Sprintf("%s has failed after %s: %v", a.label, devSpan(up), exit)
 	switch {
@@ -311,6 +321,7 @@ func (d *devRun) start(a *devApp) error {
 	a.leash = l
 	probe, stop := context.WithCancel(context.Background())
 	a.stop = stop
+	port := a.port
 	d.probes.Add(2)
 	go func() {
 		defer d.probes.Done()
@@ -322,7 +333,7 @@ func (d *devRun) start(a *devApp) error {
 	}()
 	go func() {
 		defer d.probes.Done()
-		d.probe(probe, a, l)
+		d.probe(probe, a, l, port)
 	}()
 	return nil
 }
@@ -350,8 +361,8 @@ func lookIn(dir, name string) (string, error) {
 }
 
 // probe waits until an app listens on its port, and tells of one that takes long.
-func (d *devRun) probe(ctx context.Context, a *devApp, l *leash.Leash) {
-	begun, told := time.Now(), false
+func (d *devRun) probe(ctx context.Context, a *devApp, l *leash.Leash, port int) {
+	begun, told, slow := time.Now(), "", false
 	send := func(e devEvent) {
 		select {
 		case d.events <- e:
@@ -360,11 +371,18 @@ func (d *devRun) probe(ctx context.Context, a *devApp, l *leash.Leash) {
 	}
 	for devPause(ctx, devProbe) == nil {
 		for _, host := range []string{"127.0.0.1", "::1"} {
-			c, err := net.DialTimeout("tcp", net.JoinHostPort(host, strconv.Itoa(a.port)), time.Second)
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(host, strconv.Itoa(port)), time.Second)
 			if err != nil {
 				continue
 			}
 			_ = c.Close()
+			if who := foreign(port, l.Keeper); who != "" {
+				if who != told {
+					told = who
+					send(devEvent{app: a, hint: fmt.Sprintf("port %d of %s is taken: %s listens there", port, a.label, who)})
+				}
+				break
+			}
 			if host != "127.0.0.1" {
 				if err := d.hold.aim(ctx, a, host); err != nil {
 					send(devEvent{app: a, hint: fmt.Sprintf("%s listens on %s, and its route could not follow: %v", a.label, host, err)})
@@ -373,22 +391,47 @@ func (d *devRun) probe(ctx context.Context, a *devApp, l *leash.Leash) {
 			send(devEvent{app: a, ready: true})
 			return
 		}
-		if !told && time.Since(begun) > devSlow {
-			told = true
-			send(devEvent{app: a, hint: a.slow(l.PID)})
+		if !slow && time.Since(begun) > devSlow {
+			slow = true
+			send(devEvent{app: a, hint: a.slow(port, l.Keeper)})
 		}
 	}
 }
 
+// foreign names who listens on a port, if that is known to be another than what descends from the keeper.
+func foreign(port, keeper int) string {
+	found, err := ports.Everyone(func(at netip.AddrPort) bool { return int(at.Port()) == port })
+	if err != nil || len(found) == 0 {
+		return ""
+	}
+	for _, f := range found {
+		if f.Pid == 0 || descends(f.Pid, keeper) {
+			return ""
+		}
+	}
+	return found[0].String()
+}
+
+// descends reports whether a process is below another.
+func descends(pid, from int) bool {
+	for range 64 {
+		if pid == from || pid <= 1 {
+			break
+		}
+		pid = ports.Parent(pid)
+	}
+	return pid == from
+}
+
 // slow says what is with an app that does not listen on its port.
-func (a *devApp) slow(pid int) string {
-	if other := listensOn(pid, a.port); len(other) > 0 {
-		return fmt.Sprintf("%s listens on %s, not on %d: add --port '${PORT}' to its command, or read PORT in it", a.label, strings.Join(other, " and "), a.port)
+func (a *devApp) slow(port, keeper int) string {
+	if other := listensOn(keeper, port); len(other) > 0 {
+		return fmt.Sprintf("%s listens on %s, not on %d: add --port '${PORT}' to its command, or read PORT in it", a.label, strings.Join(other, " and "), port)
 	}
 	if a.name != "" && a.name != "web" {
-		return fmt.Sprintf("%s does not listen on port %d; nothing is wrong if it serves nobody", a.label, a.port)
+		return fmt.Sprintf("%s does not listen on port %d; nothing is wrong if it serves nobody", a.label, port)
 	}
-	return fmt.Sprintf("%s does not listen on port %d yet; it is told by PORT, and can be told by '${PORT}' in its command", a.label, a.port)
+	return fmt.Sprintf("%s does not listen on port %d yet; it is told by PORT, and can be told by '${PORT}' in its command", a.label, port)
 }
 
 // listensOn are the ports that a process and those below it listen on.
@@ -399,14 +442,7 @@ func listensOn(pid, not int) (out []string) {
 	}
 	seen := map[uint16]bool{}
 	for _, f := range found {
-		at := f.Pid
-		for range 64 {
-			if at == pid || at <= 1 {
-				break
-			}
-			at = ports.Parent(at)
-		}
-		if at == pid && f.Pid > 0 && int(f.Addr.Port()) != not && !seen[f.Addr.Port()] && len(out) < 4 {
+		if f.Pid > 0 && descends(f.Pid, pid) && int(f.Addr.Port()) != not && !seen[f.Addr.Port()] && len(out) < 4 {
 			seen[f.Addr.Port()] = true
 			out = append(out, strconv.Itoa(int(f.Addr.Port())))
 		}

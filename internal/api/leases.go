@@ -51,7 +51,7 @@ func (a *API) lease(w http.ResponseWriter, r *request) error {
 	var l *Lease
 	var err error
 	if id := r.URL.Query().Get("leash"); id != "" && a.o.Leashes != nil {
-		l, err = a.o.Leashes.Lease(r.Context(), id, r.arg)
+		l, err = a.o.Leashes.Lease(r.Context(), id, r.arg, another)
 	} else {
 		l, err = a.o.Leases.Lease(r.Context(), r.arg, another)
 	}

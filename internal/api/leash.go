@@ -21,7 +21,7 @@ type Leashes interface {
 	// PutRoute is Editor.PutRoute for a route that goes with the leash and is written nowhere.
 	PutRoute(ctx context.Context, id, name string, body []byte, match string) (*Change, error)
 	// Lease is Leases.Lease for a port that is given back with the leash.
-	Lease(ctx context.Context, id, name string) (*Lease, error)
+	Lease(ctx context.Context, id, name string, another bool) (*Lease, error)
 }
 
 // Leash is the first event of a leash: what to name in ?leash= of routes and leases.
@@ -102,10 +102,14 @@ func (c *Client) PutRoute(ctx context.Context, leash, name string, body []byte) 
 	return &out, c.Do(ctx, http.MethodPut, "/v1/routes/"+url.PathEscape(name)+"?leash="+url.QueryEscape(leash), "*", body, &out)
 }
 
-// LeasePort leases a port that hangs on the leash.
-func (c *Client) LeasePort(ctx context.Context, leash, name string) (*Lease, error) {
+// LeasePort leases a port that hangs on the leash; with another a different one than it has.
+func (c *Client) LeasePort(ctx context.Context, leash, name string, another bool) (*Lease, error) {
 	var out Lease
-	return &out, c.Do(ctx, http.MethodPost, "/v1/leases/"+url.PathEscape(name)+"?leash="+url.QueryEscape(leash), "", nil, &out)
+	path := "/v1/leases/" + url.PathEscape(name) + "?leash=" + url.QueryEscape(leash)
+	if another {
+		path += "&new=true"
+	}
+	return &out, c.Do(ctx, http.MethodPost, path, "", nil, &out)
 }
 
 // LeashHeld is the answer to a name that hangs on another leash.

@@ -17,7 +17,7 @@ import (
 const (
 	leashAgain = 100 * time.Millisecond // between two tries to take out what hung on a leash
 	leashFirst = 15 * time.Second       // for the first leash of a daemon that lives by them
-	leashNext  = 2 * time.Second        // for another one
+	leashNext  = time.Second            // for another one
 )
 
 // leashes are the routes and leases that are there as long as a connection of the API. They are kept in memory alone: a
@@ -167,12 +167,12 @@ func (l *leashes) PutRoute(ctx context.Context, id, name string, body []byte, ma
 }
 
 // Lease leases a port that hangs on a leash. One of that name that nobody holds was left by a daemon that crashed.
-func (l *leashes) Lease(ctx context.Context, id, name string) (*api.Lease, error) {
+func (l *leashes) Lease(ctx context.Context, id, name string, another bool) (*api.Lease, error) {
 	fresh, err := l.claim(l.leases, "lease", id, name, false)
 	if err != nil {
 		return nil, err
 	}
-	out, err := (*leaseView)(l.d).Lease(ctx, name, false)
+	out, err := (*leaseView)(l.d).Lease(ctx, name, another)
 	if err != nil && fresh {
 		l.unclaim(l.leases, name)
 	}

@@ -72,7 +72,8 @@ func (e Exit) OK() bool { return !e.Lost && e.Signal == 0 && e.Code == 0 }
 
 // A Leash is one program that runs.
 type Leash struct {
-	PID int // of the program
+	PID    int // of the program
+	Keeper int // of the process above it, from which all descend that the program starts
 
 	mu    sync.Mutex // guards what follows
 	link  *os.File
@@ -120,7 +121,7 @@ func Start(s *Spec) (*Leash, error) {
 		}
 		return nil, fmt.Errorf("our own binary ended too early: %w", err)
 	}
-	l.PID = first.PID
+	l.PID, l.Keeper = first.PID, p.Pid
 	go l.watch(p, d, heard)
 	return l, nil
 }
