@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -224,8 +225,13 @@ func (l *Loop) layer() *config.Layer {
 func (l *Loop) change(ctx context.Context, next *State, o ReloadOptions) (Result, error) {
 	old := l.now.Load()
 	res := Result{
-		Revision: next.Revision, Warnings: next.Warnings, DryRun: o.DryRun, Confirm: o.Confirm,
+		Revision: next.Revision, Warnings: slices.Clone(next.Warnings), DryRun: o.DryRun, Confirm: o.Confirm,
 		Changes: plan.Diff(old.Plan, next.Plan),
+	}
+	for i := range next.Refused {
+		if r := &next.Refused[i]; !slices.Contains(old.Refused, *r) { // what this change takes from a container
+			res.Warnings = append(res.Warnings, config.Warning{Error: config.Error{File: r.Container, Path: r.Label, Message: r.Message, Remedy: r.Remedy}})
+		}
 	}
 	if l.o.Touched != nil {
 		res.Touched = l.o.Touched(old.Plan, next.Plan)

@@ -171,13 +171,13 @@ func (c *changes) Check(ctx context.Context, body []byte) (*api.Change, error) {
 	if len(body) == 0 {
 		return change(c.loop.Check(ctx))
 	}
-	p, warnings, err := config.NewLoader().Load([]config.Source{{Name: "body", Bytes: body}}, nil)
-	if err != nil {
-		return nil, problemOf(err)
-	}
 	now := c.loop.Now()
 	if now == nil {
 		return change(control.Result{}, control.ErrStarting)
+	}
+	p, warnings, _, err := config.NewLoader().LoadWith([]config.Source{{Name: "body", Bytes: body}}, nil, now.Containers)
+	if err != nil {
+		return nil, problemOf(err)
 	}
 	return change(control.Result{Changes: plan.Diff(now.Plan, p), Warnings: warnings, DryRun: true, Revision: now.Revision}, nil)
 }

@@ -37,10 +37,9 @@ const (
 const (
 	openWithin = 10 * time.Second // for the beginning of a stream
 	listWithin = 30 * time.Second
-	maxListed  = 1100 // containers that are looked at; config takes fewer, and says so
-	maxPorts   = 256  // of one container
-	maxKept    = 200  // labels of one container
-	maxText    = 8192 // bytes of one label
+	maxListed  = 1100     // containers that are looked at; config takes fewer, and says so
+	maxPorts   = 256      // of one container
+	maxText    = 64 << 10 // bytes of the labels of one container
 )
 
 // A link speaks with one engine.
@@ -276,10 +275,15 @@ func (f *feed) look(ctx context.Context, c *link, item *container.Summary, nearb
 		return nil, nil
 	}
 	out := &labels.Container{Name: nameOf(item), Engine: *c.kind.Load(), Created: item.Created, Labels: map[string]string{}}
+	size := 0
 	for k, v := range in.Config.Labels {
-		if labels.Ours(k) && len(out.Labels) < maxKept {
-			out.Labels[cut(k)] = cut(v)
+		if labels.Ours(k) {
+			out.Labels[k] = v
+			size += len(k) + len(v)
 		}
+	}
+	if size > maxText {
+		out.Labels, out.TooLong = nil, true
 	}
 	if h := in.State.Health; h != nil && h.Status != container.NoHealthcheck {
 		out.Health = string(h.Status)
@@ -327,7 +331,9 @@ func (f *feed) ports(in *container.InspectResponse, out *labels.Container) {
 		}
 	}
 	for p := range in.Config.ExposedPorts {
-		add(p, netip.AddrPort{})
+		if !slices.ContainsFunc(out.Ports, func(have labels.Port) bool { return have.Number == p.Num() }) {
+			add(p, netip.AddrPort{})
+		}
 	}
 	slices.SortFunc(out.Ports, func(a, b labels.Port) int { // published ones first, IPv4 before IPv6
 		return cmp.Or(cmp.Compare(a.Number, b.Number), -compareBool(a.At.IsValid(), b.At.IsValid()), a.At.Compare(b.At))
@@ -344,6 +350,3 @@ func compareBool(a, b bool) int {
 	}
 	return -1
 }
-
-// cut bounds what is kept of a text. One that is too long is refused by its length.
-func cut(s string) string { return s[:min(len(s), maxText)] }

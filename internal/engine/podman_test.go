@@ -35,9 +35,17 @@ default_subnet = "10.89.117.0/24"
 // holdProgram is all that the image holds.
 const holdProgram = `package main
 
-import "time"
+import (
+	"os"
+	"time"
+)
 
-func main() { time.Sleep(time.Hour) }
+func main() {
+	if len(os.Args) == 1 {
+		time.Sleep(time.Hour)
+	}
+	time.Sleep(50 * time.Millisecond)
+}
 `
 
 // newPodman builds an image and starts the service. Containers, service and storage go with the test.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -132,26 +133,16 @@ func (w *Watch) survey(ctx context.Context) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if now != w.asked {
-		same := now.on == w.asked.on && now.traefik == w.asked.traefik
-		w.feeds = slices.DeleteFunc(w.feeds, func(f *feed) bool {
-			keep := same && slices.ContainsFunc(places, func(p place) bool { return p.path == f.place.path })
-			if !keep {
-				f.stop()
-			}
-			return !keep
-		})
-		if w.asked != (asked{}) {
-			nudge(w.wake)
-		}
-		w.asked = now
-	}
-	for path := range w.seed { // of an engine that is down, and whose socket may be gone
+	seed := w.seed // of an engine that is down, and whose socket may be gone
+	for path := range seed {
 		if now.on && !slices.ContainsFunc(places, func(p place) bool { return p.path == path }) {
 			places = append(places, place{path: path})
 		}
 	}
-	seed := w.seed
+	if now != w.asked {
+		seed = w.anew(places, now.on == w.asked.on && now.traefik == w.asked.traefik, seed)
+		w.asked = now
+	}
 	w.seed = nil
 	for _, p := range places {
 		if slices.ContainsFunc(w.feeds, func(f *feed) bool { return f.place.path == p.path }) {
@@ -163,6 +154,27 @@ func (w *Watch) survey(ctx context.Context) {
 		w.feeds = append(w.feeds, f)
 		w.wg.Go(func() { f.run(own) })
 	}
+}
+
+// anew lets go of feeds under other settings. What those knew whose engine is still meant is known to the next: routes
+// do not go because somebody asks differently.
+func (w *Watch) anew(places []place, same bool, seed map[string][]labels.Container) map[string][]labels.Container {
+	out := map[string][]labels.Container{}
+	maps.Copy(out, seed)
+	w.feeds = slices.DeleteFunc(w.feeds, func(f *feed) bool {
+		meant := slices.ContainsFunc(places, func(p place) bool { return p.path == f.place.path })
+		if meant && same {
+			return false
+		}
+		f.stop()
+		if meant {
+			out[f.place.path] = f.list
+		} else {
+			nudge(w.wake)
+		}
+		return true
+	})
+	return out
 }
 
 // all are the containers of all engines, oldest first.

@@ -36,6 +36,7 @@ type Container struct {
 	Engine   string // "podman" or "docker"
 	Created  int64  // Unix time, seconds
 	Labels   map[string]string
+	TooLong  bool      // it has more labels for routes than are kept, and Labels holds none of them
 	Shares   bool      // it has the network of this host
 	Ports    []Port    // TCP, exposed or published, sorted
 	Networks []Network // sorted by name
@@ -99,6 +100,8 @@ func Read(c *Container, traefik bool) ([]Route, []Refusal) {
 	r := &reader{c: c}
 	keys := slices.DeleteFunc(slices.Sorted(maps.Keys(c.Labels)), func(k string) bool { return !Ours(k) })
 	switch {
+	case c.TooLong:
+		r.refuse("", "write less", "its labels for routes are too long together")
 	case len(keys) > maxLabels:
 		r.refuse("", "keep "+strconv.Itoa(maxLabels)+" at most", "it has %d labels for routes", len(keys))
 	case r.enabled(Enable):
