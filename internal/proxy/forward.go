@@ -79,7 +79,7 @@ func (f *forward) serve(t *turn) {
 		t.refuse(http.StatusLoopDetected, "loop", "the request has passed through here too often: a target leads back to us", 0)
 		return
 	}
-	if len(f.prefix) > 0 && f.bare(&ex.Req) && browses(&ex.Req) {
+	if len(f.prefix) > 0 && f.bare(&ex.Req) && (browses(&ex.Req) || works(&ex.Req)) {
 		f.slash(t)
 		return
 	}

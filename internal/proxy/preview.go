@@ -146,6 +146,13 @@ func (t *turn) shown(say *preview.Page, reason, detail string, again int) {
 	t.r.out.Add(ex.Log.Out)
 }
 
+// works reports whether the script of a service worker is asked for. What it is may not be redirected, so that none is
+// registered without the slash: it would rule the folder above, which is that of all previews.
+func works(h *wire.Head) bool {
+	_, ok := h.Field("Service-Worker")
+	return ok
+}
+
 // bare reports whether the path is the prefix of the preview itself, without the slash that makes relative links work.
 func (f *forward) bare(h *wire.Head) bool {
 	raw, _, _ := bytes.Cut(h.Target, []byte{'?'})
@@ -171,6 +178,8 @@ func (f *forward) under(t *turn) {
 			field.Value = f.location(t, field.Value)
 		case wire.EqualFold(field.Name, "Set-Cookie"):
 			field.Value = f.cookie(t, field.Value)
+		case wire.EqualFold(field.Name, "Service-Worker-Allowed"):
+			field.Value = f.scope(t, field.Value)
 		}
 	}
 	if browses(&t.ex.Req) {
@@ -181,6 +190,17 @@ func (f *forward) under(t *turn) {
 			t.in.Add(nameSetCookie, b[n:len(b):len(b)])
 		}
 	}
+}
+
+// scope is how much of the host a service worker may rule: what is not a plain path below the prefix becomes the preview
+// as a whole, since the worker stays in the browser when the app is long gone.
+func (f *forward) scope(t *turn, v []byte) []byte {
+	if below(v, f.prefix) && len(v) > len(f.prefix) && !bytes.ContainsAny(v, "%\\") && !bytes.Contains(v, []byte("/.")) {
+		return v
+	}
+	n := len(t.ex.Scratch)
+	t.ex.Scratch = append(append(t.ex.Scratch, f.prefix...), '/')
+	return t.ex.Scratch[n:len(t.ex.Scratch):len(t.ex.Scratch)]
 }
 
 // location is a URL of an answer as the client has to follow it. One of another host, or below the prefix already, stays
