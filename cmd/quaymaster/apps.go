@@ -151,8 +151,11 @@ func (s *shell) appLogs(ctx context.Context, name string, lines int, since strin
 	if follow {
 		q.Set("follow", "true")
 		err := c.Lines(ctx, path+q.Encode(), s.printLine)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case err == nil:
+			return fmt.Errorf("the daemon has ended, and what %s says is not followed any more; ask again when one runs", name)
 		}
 		return cannot("follow the output of "+name, err)
 	}

@@ -35,9 +35,7 @@ func (a *app) probe(i *instance) {
 	i.cancel = cancel
 	q := &probes{a: a, i: i, ready: i.spec.Ready, at: i.at, run: i.run, tap: i.tap}
 	q.ready.Path = a.fill(q.ready.Path, i.at)
-	if i.adopted && i.ready {
-		q.ready.Log, q.tap = "", &tap{} // it has said so to an earlier daemon
-	}
+	q.known = i.adopted && i.ready && q.ready.Log != "" // it has said so to an earlier daemon
 	a.aside(func(life context.Context) {
 		defer cancel()
 		err := q.untilReady(ctx)
@@ -68,10 +66,14 @@ type probes struct {
 	at    plan.Addr
 	run   run.Instance
 	tap   *tap
+	known bool
 }
 
 // untilReady returns nil when the instance serves, or why it did not in time.
 func (q *probes) untilReady(ctx context.Context) error {
+	if q.known {
+		return nil
+	}
 	never := errors.New("there was no time to ask")
 	last := never
 	begun := time.Now()
