@@ -4,9 +4,11 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A port that is taken between our letting go of it and the engine's binding it: the half-made container goes, another port
@@ -147,5 +149,37 @@ func TestA16_ImageThatIsMissing(t *testing.T) {
 	q.reload(strings.Replace(p.engine(), "never", "missing", 1) + boxPorts + "apps:\n  far: {image: \"127.0.0.1:1/nothing:1\", restart: {max: 1}}\n")
 	if a := q.appIs("far", "crash-looping"); !strings.Contains(a.Reason, "there is no image 127.0.0.1:1/nothing:1 in podman at") || !strings.Contains(a.Reason, "connection refused") {
 		t.Errorf("%s", a.Reason)
+	}
+}
+
+// An engine that takes questions and never answers costs its own apps, and nobody else, anything.
+func TestA15_EngineThatHangsHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
+	socket := t.TempDir() + "/e.sock"
+	l, err := net.Listen("unix", socket) // its queue takes all who come
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	first := freePorts(t, 4)
+	body := fmt.Sprintf("engine: {socket: %q}\napp_ports: %d-%d\napps:\n", socket, first, first+3) + appEntry(t, "web", "serve")
+	q := startApps(t, body+boxEntry("boxed", ""))
+	q.appIs("web", "ready") // while the engine is being asked
+	if a := q.app("boxed"); a.State != "starting" {
+		t.Errorf("%+v", a)
+	}
+	if out, code := q.cli("apps", "restart", "web"); code != 0 {
+		t.Errorf("%d %s", code, out)
+	}
+	start := time.Now()
+	q.write(body + boxEntry("boxed", "") + boxEntry("other", "") + boxEntry("third", ""))
+	if out, code := q.cli("reload"); code != 1 || !strings.Contains(out, "container engine at "+socket) || time.Since(start) > 15*time.Second {
+		t.Errorf("reload: %d after %v: %s", code, time.Since(start), out)
+	}
+	if a := q.appIs("boxed", "unknown"); !strings.Contains(a.Reason, "no answer within 5s") {
+		t.Errorf("%+v", a)
+	}
+	if a := q.app("web"); a.State != "ready" {
+		t.Errorf("%+v", a)
 	}
 }

@@ -48,6 +48,10 @@ func told(ctx context.Context, socket string, limit time.Duration, c *engine.Con
 		return nil
 	case inner.Err() != nil && ctx.Err() == nil:
 		return &run.AwayError{Text: fmt.Sprintf("container engine at %s: no answer within %v", socket, limit)}
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return &run.AwayError{Text: fmt.Sprintf("container engine at %s: no answer in time", socket)}
+	case ctx.Err() != nil:
+		return ctx.Err()
 	case away(err):
 		return &run.AwayError{Text: fmt.Sprintf("container engine at %s: %v; see whether it runs", socket, engine.Cause(err))}
 	}

@@ -246,17 +246,81 @@ func TestA15_EngineThatHangs(t *testing.T) {
 	if err := <-why; err == nil || !strings.Contains(err.Error(), socket) {
 		t.Errorf("%v", err)
 	}
-	start := time.Now()
-	for range 100 {
-		_, _ = i.Stats()
-	}
-	if took := time.Since(start); took > time.Second {
-		t.Errorf("a hundred looks at the figures took %v", took)
+	if _, err := i.Stats(); err == nil {
+		t.Error("it has figures")
 	}
 	ctx, stop = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer stop()
 	if err := i.Stop(ctx, plan.AppStop{Signal: "TERM", Timeout: time.Hour}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
+	}
+}
+
+// ours is what an engine says of a container of ours.
+func ours(state string) string {
+	return `{"Id":"` + someID + `","State":{` + state + `},"Config":{"Labels":{"io.quaymaster.app":"web","io.quaymaster.owner":"me"}}}`
+}
+
+// Figures that an engine does not come to tell hold up nobody who looks at them.
+func TestA15_FiguresThatDoNotCome(t *testing.T) {
+	t.Parallel()
+	socket := engineOn(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/json") {
+			_, _ = io.WriteString(w, ours(`"Status":"running","Running":true,"Pid":1`))
+			return
+		}
+		<-r.Context().Done()
+	})
+	i := adopt(t, runner(socket), socket)
+	start := time.Now()
+	for range 100 {
+		if _, err := i.Stats(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(start); took < statsWait || took > 3*time.Second {
+		t.Errorf("a hundred looks took %v", took)
+	}
+}
+
+// A container that is paused, and whose engine does not let it be signalled, is woken for that.
+func TestPausedContainerIsWokenToEnd(t *testing.T) {
+	t.Parallel()
+	var did lines
+	var awake, killed atomic.Bool
+	ended := make(chan struct{})
+	socket := engineOn(t, func(w http.ResponseWriter, r *http.Request) {
+		_, what, _ := strings.Cut(r.URL.Path, someID)
+		switch w.Header().Set("Content-Type", "application/json"); {
+		case what == "/json" && killed.Load():
+			_, _ = io.WriteString(w, ours(`"Status":"exited","ExitCode":143`))
+		case what == "/json":
+			_, _ = io.WriteString(w, ours(fmt.Sprintf(`"Status":"paused","Running":true,"Pid":2,"Paused":%v`, !awake.Load())))
+		case what == "/kill" && !awake.Load():
+			w.WriteHeader(http.StatusConflict)
+			_, _ = io.WriteString(w, `{"message":"it is paused"}`)
+		case what == "/kill":
+			did.Line(time.Now(), false, []byte(r.URL.Query().Get("signal")))
+			killed.Store(true)
+			close(ended)
+		case what == "/unpause":
+			awake.Store(true)
+		case what == "/wait":
+			select {
+			case <-ended:
+				_, _ = io.WriteString(w, `{"StatusCode":143}`)
+			case <-r.Context().Done():
+			}
+		case r.Method == "DELETE":
+			did.Line(time.Now(), false, []byte("removed"))
+		}
+	})
+	i := adopt(t, runner(socket), socket)
+	if err := i.Stop(t.Context(), plan.AppStop{Signal: "TERM", Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(did.list); got != "[1 SIGTERM 1 removed]" || i.Exit().String() != "signal 15 (terminated)" {
+		t.Errorf("%s, %v", got, i.Exit())
 	}
 }
 
