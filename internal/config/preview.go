@@ -91,7 +91,7 @@ func (l *load) preview(set *plan.Previews, name string, layer plan.Source) {
 
 	r := l.previewRoute(base, set, at, plan.Route{Priority: previewFirst, Match: plan.Match{Paths: []string{prefix + "/*"}, Preview: from("", false)}, Action: under})
 	r.upstream = up
-	host := l.previewRoute(base+"/host", set, at, plan.Route{Match: plan.Match{Domains: []string{name + "." + set.Domain}}, Action: whole})
+	host := l.previewRoute(base+"/host", set, at, plan.Route{Rank: math.MinInt32, Match: plan.Match{Domains: []string{name + "." + set.Domain}}, Action: whole})
 	host.key, host.implied = matchKey(&host.route.Match, 0), true // a route that somebody wrote for this name is what he wants
 	links := l.previewRoute(base+"/links", set, at, plan.Route{Priority: previewFirst - 1, Match: plan.Match{Preview: from(prefix, false)}, Action: back})
 	rest := l.previewRoute(base+"/rest", set, at, plan.Route{Priority: math.MinInt32, Match: plan.Match{Preview: from("", true)}, Action: back})

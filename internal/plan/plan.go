@@ -193,7 +193,7 @@ type Route struct {
 	Source   Source
 	Order    int // place in its layer; the last tie-breaker
 	Priority int
-	Rank     int // of a container's route: higher comes first among those for the same host, before paths count
+	Rank     int // of a container's route, and of a preview by host: higher comes first among those for the same host, before paths count
 	Match    Match
 	TLS      *TLS // nil: for plain clients only
 	Action   Action
