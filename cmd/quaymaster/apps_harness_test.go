@@ -160,6 +160,7 @@ func TestAppChild(t *testing.T) {
 	if has("ticks") {
 		go tick()
 	}
+	hostile(has)
 	if has("talk") {
 		talk()
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -69,13 +70,18 @@ func (s *shell) told(err error) int {
 	}
 	var c *coded
 	if !errors.As(err, &c) {
-		fmt.Fprintf(s.err, "cannot do that: %v; \"quaymaster --help\" lists the verbs, \"quaymaster VERB --help\" their flags\n", err)
+		s.complain(fmt.Sprintf("cannot do that: %v; \"quaymaster --help\" lists the verbs, \"quaymaster VERB --help\" their flags", err))
 		return exitUsage
 	}
-	if text := c.Error(); text != "" {
-		fmt.Fprintln(s.err, text)
-	}
+	s.complain(c.Error())
 	return c.code
+}
+
+// complain prints an error, which may repeat what somebody else has said.
+func (s *shell) complain(text string) {
+	for line := range strings.Lines(text) {
+		fmt.Fprintln(s.err, clean(strings.TrimRight(line, "\n")))
+	}
 }
 
 // failed gives an error of a verb its exit code: 2 for an invalid configuration, else 1.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -54,7 +55,7 @@ func (s *shell) wait(ctx context.Context, what string, free bool, limit time.Dur
 			return nil
 		}
 		var p *api.Problem
-		if errors.As(err, &p) && p.Status == http.StatusNotFound {
+		if errors.As(err, &p) && p.Status >= 400 && p.Status < 500 { // the question is wrong, and stays it
 			return cannot("wait for "+what, err)
 		}
 		if ctx.Err() == nil || last == nil {
@@ -79,7 +80,7 @@ func (s *shell) looker(what string, free bool) (func(context.Context) error, err
 		c := s.client()
 		return func(ctx context.Context) error {
 			var a api.App
-			if err := c.Get(ctx, "/v1/apps/"+name, &a); err != nil {
+			if err := c.Get(ctx, "/v1/apps/"+url.PathEscape(name), &a); err != nil {
 				return err
 			}
 			if a.State != "ready" {

@@ -21,9 +21,11 @@ func TestNobodyIsWokenAtTheEnd(t *testing.T) {
 	f.until("slow", apps.Ready)
 	f.until("web", apps.Sleeping)
 	closed := make(chan error, 1)
-	go func() { closed <- f.apps.Close(context.Background()) }()
+	late, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	go func() { closed <- f.apps.Close(late) }()
 	f.wait("web is told of the end", func() bool { return strings.Contains(f.is("web").Reason, "quaymaster is stopping") })
-	if err := f.apps.Wake(context.Background(), "web"); err == nil {
+	if err := f.apps.Wake(late, "web"); err == nil {
 		t.Error("it was woken")
 	}
 	if err := <-closed; err != nil || f.runner.count("web") != 0 {

@@ -52,7 +52,11 @@ func (l *load) apps(p *plan.Plan) {
 		var n form.Name
 		if err := n.ReadText(name); err != nil {
 			message, remedy := strict.Say(err)
-			l.fault("apps."+name, remedy, "%s", message)
+			path := "apps." + name
+			if strings.ContainsAny(name, ".:/[] ") { // as the reader writes it
+				path = "apps[" + strconv.Quote(name) + "]"
+			}
+			l.fault(path, remedy, "%s", message)
 			continue
 		}
 		dir := filepath.Dir(at.File)
@@ -86,6 +90,9 @@ func ParseApp(name string, body []byte) (json.RawMessage, error) {
 		var v any
 		err := json.Unmarshal(body, &v)
 		return nil, Errors{{Path: "apps." + name, Message: "the body is not JSON: " + err.Error(), Remedy: "send one app as a JSON object"}}
+	}
+	if !isText(body) {
+		return nil, Errors{{Path: "apps." + name, Message: "the body holds what is no character of Unicode", Remedy: "send UTF-8, and pairs of surrogates whole; what a program is given is passed on as it is or not at all"}}
 	}
 	body = plainJSON(body)
 	l := NewLoader()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -118,6 +119,22 @@ func plainJSON(body []byte) []byte {
 		i += n
 	}
 	return out
+}
+
+// isText reports whether valid JSON holds nothing but characters, of which none is made another one.
+func isText(body []byte) bool {
+	for i := 0; i < len(body); {
+		if body[i] != '\\' {
+			i++
+			continue
+		}
+		n, text := unescape(body[i:])
+		if text == `\ufffd` && !strings.EqualFold(string(body[i:i+n]), text) {
+			return false
+		}
+		i += n
+	}
+	return utf8.Valid(body)
 }
 
 // unescape reads one escape, or a pair of them, and returns its length and how YAML writes it.
