@@ -162,7 +162,7 @@ const previewPage = `<!doctype html><html><head><title>%[1]s</title><link rel="s
 <a id="home" href="/login">home</a>
 <form id="form" action="/api?by=form" method="post"><input name="in" value="field"></form>
 <script type="module">
-const within = (what, p) => Promise.race([p, new Promise(done => setTimeout(() => done("nothing of " + what), 15000))]);
+const within = (what, p) => Promise.race([p, new Promise(done => setTimeout(() => done("nothing of " + what), 40000))]);
 const r = {main: window.main};
 r.mod = await within("mod", (async () => { while (!window.mod) await new Promise(f => setTimeout(f, 20)); return window.mod })());
 r.css = getComputedStyle(document.documentElement).getPropertyValue("--app").trim();
@@ -186,7 +186,7 @@ func browser(t *testing.T) context.Context {
 		}
 		t.Skip("chromium is missing; `make test-deps` installs it")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, append(
 		chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()),
@@ -212,13 +212,14 @@ func visit(t *testing.T, tab context.Context, url string) {
 // shows waits until an expression in the page of the tab, whichever that is by then, has a value.
 func shows(t *testing.T, tab context.Context, expression string) string {
 	t.Helper()
-	var value string
-	until(t, "the page has "+expression, func() bool {
-		var err error // it may be on its way to another page
-		value, err = chromedp.Run(tab, chromedp.Evaluate[string](`(() => { try { return String(`+expression+` || "") } catch { return "" } })()`))
-		return err == nil && value != ""
-	})
-	return value
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+		value, err := chromedp.Run(tab, chromedp.Evaluate[string](`(() => { try { return String(`+expression+` || "") } catch { return "" } })()`))
+		if err == nil && value != "" { // else it may be on its way to another page
+			return value
+		}
+	}
+	t.Fatalf("waited a minute for the page to have %s", expression)
+	return ""
 }
 
 // visited opens a page of previewPages and returns what it found out.

@@ -221,7 +221,7 @@ func appEffects(out map[string][2]string) {
 	}
 	shown := app(", preview: true")
 	out["apps.preview"] = [2]string{shown, app("")}
-	for key, value := range map[string]string{"bind": "127.0.0.2", "port": "8081", "path": "/p", "domain": "x.test"} {
+	for key, value := range map[string]string{"bind": "127.0.0.2", "port": "8081", "path": "/p", "domain": "x.test", "base_href": "true"} {
 		out["previews."+key] = [2]string{"previews: {" + key + ": " + value + "}\n" + shown, shown}
 	}
 	boxed := app(", image: a")

@@ -52,7 +52,7 @@ func (l *load) previews() {
 // previewPlace reads `previews`, nil if it is wrong.
 func (l *load) previewPlace() *plan.Previews {
 	f := &l.file.Previews
-	set := &plan.Previews{Path: strings.TrimRight(string(f.Path), "/"), Domain: strings.ToLower(strings.TrimSuffix(string(f.Domain), "."))}
+	set := &plan.Previews{Base: f.BaseHref, Path: strings.TrimRight(string(f.Path), "/"), Domain: strings.ToLower(strings.TrimSuffix(string(f.Domain), "."))}
 	hosts := f.Bind
 	if len(hosts) == 0 {
 		hosts = form.Hosts{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
@@ -84,7 +84,7 @@ func (l *load) preview(set *plan.Previews, name string, layer plan.Source) {
 		Name: base, Inline: true, Targets: []plan.Target{{Text: "app:" + name, App: name, Weight: 1}}, Balance: previewBalance,
 		Connect: globalClocks(&l.file.Timeouts).Connect, Pool: previewPool(),
 	}
-	under := plan.Forward{Upstream: base, Rewrite: plan.Rewrite{StripPrefix: prefix}, Preview: plan.PreviewOf{App: name, Prefix: prefix}}
+	under := plan.Forward{Upstream: base, Rewrite: plan.Rewrite{StripPrefix: prefix}, Preview: plan.PreviewOf{App: name, Prefix: prefix, Base: set.Base}}
 	whole := plan.Forward{Upstream: base, Preview: plan.PreviewOf{App: name}}
 	back := plan.Redirect{To: prefix + "{path}?{query}", Status: http.StatusTemporaryRedirect}
 	at := l.previewAt(name, layer)

@@ -27,6 +27,7 @@ type Forward struct {
 type PreviewOf struct {
 	App    string
 	Prefix string // that the app does not know of: Location and cookies are put below it; "" = it has a host of its own
+	Base   bool   // the <base href> of its pages, too
 }
 
 // Rewrite changes what the target sees. Path replaces the whole path; SetHost is "" (keep), "target" or a name.

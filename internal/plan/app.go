@@ -82,6 +82,7 @@ type Previews struct {
 	Addrs  []Addr // sorted
 	Path   string // "/app/preview"
 	Domain string
+	Base   bool // <base href> in pages is put below Path
 }
 
 // A PreviewMatch holds the conditions of a route that a preview brings. Whoever asks for another host than an IP address,

@@ -35,13 +35,14 @@ type forward struct {
 	byName            bool   // the target is the host that the client names
 	preview           string // the app, where the route is its preview
 	prefix            []byte // of the preview, which the app does not know
+	base              bool   // <base href> of pages is put below it
 }
 
 func newForward(a *plan.Forward) *forward {
 	f := &forward{
 		sendProxy: a.SendProxy, rewrite: compileRewrite(&a.Rewrite), retries: a.Retries,
 		request: compileRules(&a.RequestHeaders), response: compileRules(&a.ResponseHeaders),
-		preview: a.Preview.App, prefix: []byte(a.Preview.Prefix),
+		preview: a.Preview.App, prefix: []byte(a.Preview.Prefix), base: a.Preview.Base,
 	}
 	f.ruled = f.request.names()
 	f.budget.milli.Store(budgetMost)
@@ -293,6 +294,10 @@ func (f *forward) passOn(t *turn, body wire.Body) {
 		f.under(t)
 	}
 	f.response.apply(in, t)
+	if f.base && changeable(in) {
+		body = &based{Body: body, prefix: string(f.prefix)}
+		in.Length = -1
+	}
 	n, empty := body.Len(), bodyless(ex.Req.Method, in.Status)
 	if empty {
 		n = in.Length

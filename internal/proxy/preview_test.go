@@ -125,3 +125,54 @@ func TestPreviewSaysWhyThereIsNoAnswer(t *testing.T) {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 }
+
+func TestPreviewPutsTheBaseOfPagesBelowItsPath(t *testing.T) {
+	long := strings.Repeat("<p>x</p>\n", 10_000)
+	tg := newTarget(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", r.Header.Get("X-Type"))
+		if coding := r.Header.Get("X-Coding"); coding != "" {
+			w.Header().Set("Content-Encoding", coding)
+		}
+		page := `<html><head><base href="/">` + long
+		if r.URL.Path == "/late" {
+			page = long + `<base href="/">`
+		}
+		for _, part := range []string{page[:18], page[18:24], page[24:]} {
+			_, _ = w.Write([]byte(part))
+			if r.URL.Path == "/parts" {
+				_ = http.NewResponseController(w).Flush()
+			}
+		}
+	})
+	w := shownAt(tg.URL)
+	a, _ := w.action.(plan.Forward)
+	for _, on := range []bool{true, false} {
+		a.Preview.Base = on
+		w.action = a
+		h := build(t, w)
+		for _, c := range []struct {
+			method, path, kind, coding string
+			changed                    bool
+		}{
+			{"GET", "/", "text/html", "", true},
+			{"GET", "/parts", "Text/HTML; charset=utf-8", "", true},
+			{"GET", "/", "text/plain", "", false},
+			{"GET", "/", "text/html", "br", false},
+			{"GET", "/late", "text/html", "", false},
+			{"HEAD", "/", "text/html", "", false},
+		} {
+			want := `<html><head><base href="/">` + long
+			switch {
+			case c.changed && on:
+				want = `<html><head><base href="/p/web/">` + long
+			case c.path == "/late":
+				want = long + `<base href="/">`
+			case c.method == "HEAD":
+				want = ""
+			}
+			if got := h.ask(c.method, "/p/web"+c.path, "X-Type: "+c.kind, "X-Coding: "+c.coding); got.StatusCode != 200 || got.body != want {
+				t.Errorf("base_href %v, %+v: %d, %d bytes of %.60q", on, c, got.StatusCode, len(got.body), got.body)
+			}
+		}
+	}
+}

@@ -277,6 +277,9 @@ type Previews struct {
 	Path PlainPath `yaml:"path"`
 	// The name below which each app has its own. `*.localhost` is this machine in browsers.
 	Domain HostName `yaml:"domain"`
+	// Put the `<base href="/">` of pages below the path, for apps whose router goes by it. It is looked for in the first
+	// 16 KiB of HTML that is not compressed; nothing else in a body is ever changed.
+	BaseHref bool `yaml:"base_href"`
 }
 
 // Defaults of previews.
