@@ -8,8 +8,8 @@ import (
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
-// urls finds for each app where a browser on this machine reaches it: by the route that asks least besides a name of its
-// own, else by its preview.
+// urls finds for each app where a browser on this machine reaches it: by the route that asks least besides a name, the
+// app's own before another, else by its preview.
 func urls(p *plan.Plan) map[string]string {
 	byUpstream := make(map[string]string)
 	for _, u := range p.Upstreams {
@@ -26,21 +26,25 @@ func urls(p *plan.Plan) map[string]string {
 		case plan.Forward:
 			upstream = f.Upstream
 			if f.Preview.App != "" {
-				cost = 16
+				cost = 32
 			}
 		case plan.Tunnel:
 			if r.TLS == nil {
 				continue
 			}
-			upstream, cost = f.Upstream, 8 // of which only the name is known
+			upstream, cost = f.Upstream, 16 // of which only the name is known
 		}
 		app := byUpstream[upstream]
 		url, more := urlOf(r)
 		if app == "" || url == "" || cost > 0 && len(r.Match.Domains) == 0 {
 			continue // the preview by path needs one who knows of the path
 		}
-		if had, ok := best[app]; !ok || cost+more < had {
-			out[app], best[app] = url, cost+more
+		cost += more
+		if _, host, _ := strings.Cut(url, "://"); !strings.HasPrefix(host, app+".") {
+			cost++
+		}
+		if had, ok := best[app]; !ok || cost < had {
+			out[app], best[app] = url, cost
 		}
 	}
 	return out
@@ -60,7 +64,7 @@ func urlOf(r *plan.Route) (url string, cost int) {
 		}
 	}
 	if host == "" {
-		host, cost = "localhost", 1
+		host, cost = "localhost", 2
 	}
 	m := &r.Match
 	if len(m.Paths) > 0 {
@@ -68,10 +72,10 @@ func urlOf(r *plan.Route) (url string, cost int) {
 		if i := strings.Index(path, "/:"); i >= 0 {
 			path = path[:i+1]
 		}
-		cost += 2
+		cost += 4
 	}
 	if len(m.Methods)+len(m.Headers)+len(m.Query)+len(m.Clients) > 0 || m.Protocols != 0 {
-		cost += 4
+		cost += 8
 	}
 	for _, at := range m.Ports {
 		if at.Network != plan.TCP || at.Port == 0 {

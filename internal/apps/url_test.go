@@ -27,6 +27,7 @@ func TestTheURLOfAnAppIsOfTheRouteThatAsksLeast(t *testing.T) {
 		{"http://any.test/api/", plan.Route{Match: plan.Match{Ports: at(80), Domains: []string{"any.test"}, Paths: []string{"/api/*"}}, Action: to}},
 		{"http://localhost:8080", plan.Route{Match: plan.Match{Ports: at(8080), Domains: []string{"*.test"}}, Action: to}},
 		{"https://own.test", plan.Route{Match: plan.Match{Ports: at(443), Domains: []string{"*.test", "own.test"}}, TLS: &plan.TLS{}, Action: to}},
+		{"http://web.test:8080", plan.Route{Match: plan.Match{Ports: at(8080), Domains: []string{"web.test"}}, Action: to}},
 	} {
 		p.Routes = append(p.Routes, &c.route)
 		if got := urls(p)["web"]; got != c.want {
