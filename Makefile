@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 GOBIN := $(shell $(GO) env GOPATH)/bin
 
-.PHONY: build run test test-deps check check-deps fuzz soak chaos bench bench-deps clean
+.PHONY: build run fresh test test-deps check check-deps fuzz soak chaos bench bench-deps clean
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/quaymaster ./cmd/quaymaster
@@ -21,6 +21,10 @@ test-deps:
 test: test-deps
 	$(GO) test -race -timeout 20m ./...
 	$(GO) test -timeout 5m -run 'Allocate|IsSmall|TenThousand|Small' ./internal/...  # what the race detector would falsify
+
+# make run and make test on a Debian that has nothing but Go, git and make; as root. FRESH=--quick runs few of the tests.
+fresh:
+	./scripts/fresh $(FRESH)
 
 check-deps:
 	@test -x $(GOBIN)/gofumpt || $(GO) install mvdan.cc/gofumpt@v0.12.0
