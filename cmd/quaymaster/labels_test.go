@@ -74,14 +74,14 @@ func main() {
 // newLabelled is an engine of its own whose containers have that program, and its socket.
 func newLabelled(t *testing.T) (p *podmanOf, socket string) {
 	t.Helper()
-	p = newPodmanWithWeb(t)
+	p = newPodmanWithWeb(t, 0)
 	return p, p.serve()
 }
 
 // newPodmanWithWeb is the same, and nobody serves its socket yet.
-func newPodmanWithWeb(t *testing.T) *podmanOf {
+func newPodmanWithWeb(t *testing.T, user int) *podmanOf {
 	t.Helper()
-	p := newPodman(t, 0)
+	p := newPodman(t, user)
 	dir := t.TempDir()
 	for name, text := range map[string]string{"main.go": labelProgram, "go.mod": "module web\n"} {
 		if err := os.WriteFile(dir+"/"+name, []byte(text), 0o600); err != nil {
@@ -93,17 +93,18 @@ func newPodmanWithWeb(t *testing.T) *podmanOf {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	p.run("network", "create", "qml")
+	if user == 0 {
+		p.run("network", "create", "qml")
+	}
 	return p
 }
 
 // service makes the engine answer on a socket until the func is called.
 func (p *podmanOf) service(socket string) (stop func()) {
 	p.t.Helper()
-	args := p.inside(p.podman("system", "service", "--time=0", "unix://"+socket)...)
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := p.command(context.Background(), p.podman("system", "service", "--time=0", "unix://"+socket)...)
 	log := &lockedBuffer{}
-	cmd.Stdout, cmd.Stderr, cmd.Env, cmd.WaitDelay = log, log, p.env(), time.Second
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
@@ -124,7 +125,10 @@ func (p *podmanOf) service(socket string) (stop func()) {
 // box runs a container of that name. Words that begin with a dash are podman's, the others are labels.
 func (p *podmanOf) box(name string, words ...string) {
 	p.t.Helper()
-	args := []string{"run", "-d", "--name", name, "--network", "qml"}
+	args := []string{"run", "-d", "--name", name}
+	if p.user == 0 {
+		args = append(args, "--network", "qml")
+	}
 	for _, w := range words {
 		if strings.HasPrefix(w, "-") {
 			args = append(args, strings.Fields(w)...)
@@ -366,7 +370,7 @@ routes:
 
 func TestA15_RoutesServeWhileTheEngineIsDown(t *testing.T) {
 	t.Parallel()
-	p := newPodmanWithWeb(t)
+	p := newPodmanWithWeb(t, 0)
 	socket := p.dir + "/engine.sock"
 	service := p.service(socket)
 	q := p.start(t, fmt.Sprintf("engine: {kind: podman, socket: \"unix://%s\", ports: [80]}\n", socket))
@@ -389,6 +393,16 @@ func TestA15_RoutesServeWhileTheEngineIsDown(t *testing.T) {
 		t.Errorf("reload: %d %s", code, out)
 	}
 	p.answers("http://stays.test/", "stays")
+	if out, code := q.cli("upgrade"); code != 0 {
+		t.Fatalf("upgrade: %d %s", code, out)
+	}
+	if status, body, _ := p.asked("http://stays.test/"); status != 200 || !strings.HasPrefix(body, "stays ") {
+		t.Errorf("after an upgrade while the engine is down: %d %q", status, body)
+	}
+	if r := q.labelRoute("goes@podman"); r == nil {
+		t.Error("a route went in an upgrade while the engine was down")
+	}
+	q.troubled(socket, "the container engine is not heard")
 	p.service(socket)
 	p.answers("http://came.test/", "came")
 	q.until("the route is gone", func() bool { return q.labelRoute("goes@podman") == nil })
@@ -422,6 +436,39 @@ func TestA15_TraefikLabelsAreImported(t *testing.T) {
 	}
 	q.troubled("container guarded (podman)", "label traefik.http.routers.g.middlewares: this label of Traefik is not known here")
 	p.answers("http://ours.test/", "ours")
+}
+
+// Containers without root are reached where they are published: an address of theirs may be somebody else's here.
+func TestA15_LabelsOfContainersWithoutRoot(t *testing.T) {
+	t.Parallel()
+	tool(t, "slirp4netns")
+	tool(t, "newuidmap")
+	p := newPodmanWithWeb(t, netUser)
+	socket := p.dir + "/engine.sock"
+	p.service(socket)
+	q := p.start(t, fmt.Sprintf("engine: {kind: podman, socket: \"unix://%s\", ports: [80]}\n", socket))
+	p.box("shown", enable, "quaymaster.host=http://shown.test", "quaymaster.port=8080", "-p 127.0.0.1:8305:8080")
+	p.box("hidden", enable, "quaymaster.host=http://hidden.test", "quaymaster.port=8080")
+	p.answers("http://shown.test/", "shown")
+	q.troubled("container hidden (podman)", "port 8080 is not published, and this host is in none of the container's networks")
+}
+
+// Labels of an image count as those of a container do, and the port that it exposes needs no words.
+func TestA15_LabelsOfAnImage(t *testing.T) {
+	t.Parallel()
+	p, socket := newLabelled(t)
+	q := p.start(t, fmt.Sprintf("engine: {kind: podman, socket: \"unix://%s\", ports: [80]}\n", socket))
+	text := "FROM scratch\nCOPY web /web\nEXPOSE 8080\nLABEL quaymaster.enable=true quaymaster.host=http://image.test\nENTRYPOINT [\"/web\", \":8080\", \"image\"]\n"
+	writeFile(t, p.fs+"/Containerfile", []byte(text), 0o644)
+	p.run("build", "-q", "-t", "labelled", p.fs)
+	p.run("run", "-d", "--name", "image", "--network", "qml", "labelled")
+	p.answers("http://image.test/", "image")
+	p.run("run", "-d", "--name", "off", "--network", "qml", "-l", "quaymaster.enable=false", "labelled")
+	p.run("rm", "-f", "-t", "0", "image")
+	p.answers("http://image.test/", "")
+	if r := q.labelRoute("off@podman"); r != nil {
+		t.Error("a container whose labels are switched off has a route")
+	}
 }
 
 // A container with a health check gets requests while it is healthy, as users of Traefik know it.

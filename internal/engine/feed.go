@@ -24,8 +24,8 @@ import (
 )
 
 // A burst of events is one change: containers are listed after quiet without another event, and after patience at the
-// latest. What an engine writes a moment after it has told of it is found by one more list after echo, and what it does
-// not tell at all by one after poll.
+// latest. What an engine writes a moment after it has told of it is found by another look after echo, and what it does not
+// tell at all by one at everything after poll.
 const (
 	quiet    = 100 * time.Millisecond
 	patience = 500 * time.Millisecond
@@ -90,7 +90,7 @@ func (f *feed) follow(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
-	f.known = nil
+	f.known, f.touched = nil, map[string]bool{}
 	if err := f.list1(ctx, ask); err != nil { // what the stream does not begin with would wait for it
 		return err
 	}
@@ -141,7 +141,10 @@ func (f *feed) events(ctx context.Context, ask, stream *link, told client.Events
 		case <-tick.C:
 			f.known = nil
 		case <-after.C:
-			f.known = nil
+			for id := range f.touched {
+				delete(f.known, id)
+			}
+			clear(f.touched)
 		case <-settle.C:
 			first = time.Time{}
 			settle.Reset(time.Hour)
@@ -159,6 +162,9 @@ func (f *feed) news(m *events.Message) bool {
 	switch action {
 	case "start", "restart", "die", "died", "stop", "kill", "oom", "destroy", "remove", "cleanup", "pause", "unpause", "rename", "update", "health_status", "init", "sync":
 		delete(f.known, m.Actor.ID)
+		if len(f.touched) < maxListed { // the others are looked at when all are
+			f.touched[m.Actor.ID] = true
+		}
 	case "connect", "disconnect":
 		f.known = nil
 	default:

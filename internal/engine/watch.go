@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -267,9 +266,10 @@ type feed struct {
 	since time.Time
 
 	// What follows is used by the feed's own goroutine alone.
-	known map[string]*labels.Container // by id: as it was looked at, and nothing has happened to it since
-	last  map[string]*labels.Container // by id: as it was told last
-	near  bool                         // addresses of its containers are in networks of this host
+	touched map[string]bool              // ids of whom an event told since they were looked at again
+	known   map[string]*labels.Container // by id: as it was looked at, and nothing has happened to it since
+	last    map[string]*labels.Container // by id: as it was told last
+	near    bool                         // addresses of its containers are in networks of this host
 }
 
 // run follows the engine as long as ctx lasts, with growing pauses where it cannot.
@@ -305,8 +305,8 @@ func (f *feed) lost(err error) {
 	}
 	known := len(f.list)
 	f.watch.mu.Unlock()
-	if news && !errors.Is(err, fs.ErrNotExist) && known > 0 {
-		f.watch.opt.Log.Warn("container engine lost; routes of its containers stay as they are", "socket", f.place.path, "err", cause(err))
+	if news && (known > 0 || f.place.must) {
+		f.watch.opt.Log.Warn("container engine is not heard; routes of its containers stay as they are", "socket", f.place.path, "containers", known, "err", cause(err))
 	}
 }
 
