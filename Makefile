@@ -16,7 +16,7 @@ run: build
 	./scripts/quickstart $(ARGS)
 
 test-deps:
-	./scripts/deps gcc:build-essential curl:curl openssl:openssl testssl:testssl.sh nginx:nginx certutil:libnss3-tools update-ca-certificates:ca-certificates unshare:util-linux sshd:openssh-server ssh:openssh-client strace:strace podman:podman runc:runc /usr/lib/podman/netavark:netavark iptables:iptables docker-proxy:docker.io dockerd:docker.io containerd:containerd pasta:passt slirp4netns:slirp4netns newuidmap:uidmap ip:iproute2 mount:mount lsof:lsof python3:python3 promtool:prometheus chromium:chromium systemd-analyze:systemd systemd-socket-activate:systemd
+	./scripts/deps gcc:build-essential curl:curl openssl:openssl testssl:testssl.sh nginx:nginx certutil:libnss3-tools update-ca-certificates:ca-certificates unshare:util-linux sshd:openssh-server ssh:openssh-client strace:strace podman:podman runc:runc /usr/lib/podman/netavark:netavark iptables:iptables docker-proxy:docker.io dockerd:docker.io containerd:containerd pasta:passt slirp4netns:slirp4netns newuidmap:uidmap ip:iproute2 mount:mount lsof:lsof python3:python3 promtool:prometheus chromium:chromium linux.uml:user-mode-linux systemd-analyze:systemd systemd-socket-activate:systemd
 
 test: test-deps
 	$(GO) test -race -timeout 20m ./...

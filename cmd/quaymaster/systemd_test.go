@@ -751,8 +751,14 @@ func TestP19_TheShippedUnitsPassSystemdAnalyze(t *testing.T) {
 		}
 		units = append(units, unit)
 	}
-	if out, err := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...).CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("verify: %v\n%s", err, out)
+	out, err := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...).CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, "Unknown key name 'DelegateSubgroup'") { // of systemd before 254
+			t.Errorf("verify: %s", line)
+		}
+	}
+	if err != nil {
+		t.Errorf("verify: %v", err)
 	}
 	service := filepath.Join(dir, "quaymaster.service")
 	const most = "25" // tenths: 2.5; it is 2.2 with systemd 252
@@ -761,7 +767,7 @@ func TestP19_TheShippedUnitsPassSystemdAnalyze(t *testing.T) {
 	}
 	text, _ := os.ReadFile(service)
 	for _, line := range []string{
-		"Type=notify", "KillMode=process", "Delegate=yes", "SuccessExitStatus=4", "Restart=on-failure", "NotifyAccess=main",
+		"Type=notify", "KillMode=process", "Delegate=yes", "DelegateSubgroup=daemon", "SuccessExitStatus=4", "Restart=on-failure", "NotifyAccess=main",
 		"StateDirectoryMode=0700", "RuntimeDirectoryMode=0700", "AmbientCapabilities=CAP_NET_BIND_SERVICE", "TimeoutStopSec=45",
 	} {
 		if !bytes.Contains(text, []byte("\n"+line+"\n")) {

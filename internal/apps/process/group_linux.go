@@ -25,7 +25,7 @@ const (
 type groups struct {
 	root string // that was given to us; "": none was
 	base string // below root: the folder of all apps
-	own  bool   // we are in root ourselves, so that it may not share out memory and the like
+	own  bool   // we are in root ourselves, so that it may not share out anything
 }
 
 // findGroups looks for a group that we may make others in: our own or one above it that the service manager has marked as
@@ -74,6 +74,9 @@ func delegated(dir string) bool {
 // given makes the folder of all apps, which shows whether we may, and takes away what is left over from others.
 func given(root string, own bool) groups {
 	g := groups{root: root, base: filepath.Join(root, groupsName), own: own}
+	if _, err := os.Stat(filepath.Join(root, "cgroup.type")); errors.Is(err, os.ErrNotExist) {
+		g.own = false // the root of all groups has processes and shares out
+	}
 	if err := os.Mkdir(g.base, 0o755); err != nil && !errors.Is(err, os.ErrExist) || unix.Access(filepath.Join(g.base, "cgroup.procs"), unix.W_OK) != nil {
 		return groups{}
 	}
@@ -134,13 +137,12 @@ func (g *groups) make(a *plan.App, name string) (group, error) {
 
 // limit limits what a group may use.
 func (g *groups) limit(made group, limits plan.AppLimits) error {
+	if g.own { // it would be refused memory; with processors it would become a group in which no other may have processes
+		return fmt.Errorf("cpu and memory are not limited: quaymaster is in the control group %s itself, which must be empty for that; with systemd 254 or newer, write DelegateSubgroup=daemon", g.root)
+	}
 	set := func(controller, file, value string) error {
 		for _, dir := range []string{g.root, g.base} {
-			err := put(filepath.Join(dir, "cgroup.subtree_control"), "+"+controller)
-			if errors.Is(err, unix.EBUSY) && g.own {
-				return fmt.Errorf("%s is not limited: quaymaster is in the control group %s itself, which must be empty for that; with systemd 254 or newer, write DelegateSubgroup=daemon", controller, g.root)
-			}
-			if err != nil {
+			if err := put(filepath.Join(dir, "cgroup.subtree_control"), "+"+controller); err != nil {
 				return fmt.Errorf("%s is not limited: %w", controller, err)
 			}
 		}

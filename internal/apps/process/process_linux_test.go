@@ -1,10 +1,12 @@
 package process
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -37,6 +39,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "daemon" {
 		daemon(os.Args[2])
 		os.Exit(1)
+	}
+	if len(os.Args) == 3 && os.Args[1] == "limited" {
+		limited(os.Args[2])
+		os.Exit(0)
 	}
 	if len(os.Args) == 3 && os.Args[1] == "init" {
 		one(os.Args[2])
@@ -100,6 +106,8 @@ func one(dir string) {
 
 type printer struct{}
 
+func (printer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stdout, nil)) }
+
 func (printer) Line(_ time.Time, _ bool, text []byte) { fmt.Printf("out: %s\n", text) }
 
 // app is a program that does what its arguments say, one after the other.
@@ -146,6 +154,11 @@ func app(words []string) {
 			c, _ := l.Accept()
 			fmt.Fprint(c, "hello")
 			c.Close()
+		case "eat": // so many MiB
+			n, _ := strconv.Atoi(arg)
+			for held := [][]byte(nil); len(held) < n; {
+				held = append(held, bytes.Repeat([]byte{1}, 1<<20))
+			}
 		case "burn":
 			for until := time.Now().Add(300 * time.Millisecond); time.Now().Before(until); {
 			}
