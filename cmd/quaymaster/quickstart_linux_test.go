@@ -120,7 +120,9 @@ func TestD07_TheQuickstartRunsWhateverWasBefore(t *testing.T) {
 		if l, err := net.Listen("tcp", ":8080"); err == nil { // else somebody else holds it, which is as good
 			defer func() { _ = l.Close() }()
 		}
-		if out := quickstartOnce(t, dir, uid); !strings.Contains(out, "fallback") || !strings.Contains(out, "http://one.localhost:1808") {
+		out := quickstartOnce(t, dir, uid)
+		apps, _, _ := strings.Cut(out, "\n$ curl ")
+		if !strings.Contains(out, "fallback") || !strings.Contains(apps, "http://one.localhost:1808") {
 			t.Errorf("no other port is named:\n%s", out)
 		}
 	})

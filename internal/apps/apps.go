@@ -64,6 +64,7 @@ type Options struct {
 	Sockets, Output string
 	Events          func(kind, object, message string) // must not block
 	Holder          func(port uint16) string           // who listens there, for people; nil: nobody knows
+	Served          func(at plan.Addr) plan.Addr       // where a port of the plan is served now; nil: there
 	// Evict ends who listens on the port of an app, as far as its entry allows, and returns when they are gone, or why they
 	// are not; ended: somebody was signalled. nil: nobody is.
 	Evict func(ctx context.Context, a *plan.App, port uint16) (ended bool, err error)
@@ -80,7 +81,7 @@ type Apps struct {
 
 	mu     sync.Mutex // guards what follows
 	apps   map[string]*app
-	urls   map[string]string
+	urls   map[string]*address
 	first  bool // no plan was committed yet
 	closed bool // nothing is started any more
 

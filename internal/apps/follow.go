@@ -12,7 +12,7 @@ import (
 type step struct {
 	s    *Apps
 	apps []*plan.App
-	urls map[string]string
+	urls map[string]*address
 }
 
 // Prepare looks for what would keep an app from being started that is new or another one: each is named, and the plan is
@@ -92,6 +92,7 @@ func (t *step) Abort() {}
 // url is where an app is reached through us, or "".
 func (s *Apps) url(name string) string {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.urls[name]
+	url := s.urls[name]
+	s.mu.Unlock()
+	return url.text(s.opt.Served)
 }

@@ -10,7 +10,7 @@ import (
 
 // urls finds for each app where a browser on this machine reaches it: by the route that asks least besides a name, the
 // app's own before another, else by its preview.
-func urls(p *plan.Plan) map[string]string {
+func urls(p *plan.Plan) map[string]*address {
 	byUpstream := make(map[string]string)
 	for _, u := range p.Upstreams {
 		for _, t := range u.Targets {
@@ -19,7 +19,7 @@ func urls(p *plan.Plan) map[string]string {
 			}
 		}
 	}
-	out, best := make(map[string]string), make(map[string]int)
+	out, best := make(map[string]*address), make(map[string]int)
 	for _, r := range p.Routes {
 		upstream, cost := "", 0
 		switch f := r.Action.(type) {
@@ -36,11 +36,11 @@ func urls(p *plan.Plan) map[string]string {
 		}
 		app := byUpstream[upstream]
 		url, more := urlOf(r)
-		if app == "" || url == "" || cost > 0 && len(r.Match.Domains) == 0 {
+		if app == "" || url == nil || cost > 0 && len(r.Match.Domains) == 0 {
 			continue // the preview by path needs one who knows of the path
 		}
 		cost += more
-		if _, host, _ := strings.Cut(url, "://"); !strings.HasPrefix(host, app+".") {
+		if !strings.HasPrefix(url.host, app+".") {
 			cost++
 		}
 		if had, ok := best[app]; !ok || cost < had {
@@ -50,27 +50,48 @@ func urls(p *plan.Plan) map[string]string {
 	return out
 }
 
-// urlOf is the address of a route, and how much it asks besides a name of its own.
-func urlOf(r *plan.Route) (url string, cost int) {
-	scheme, usual := "http", uint16(80)
-	if r.TLS != nil {
-		scheme, usual = "https", 443
+// address is where a route is reached.
+type address struct {
+	scheme, host, path string
+	at                 plan.Addr // of the plan
+}
+
+// text is the address as it is at the moment: served says where a port of the plan is served in truth.
+func (a *address) text(served func(plan.Addr) plan.Addr) string {
+	if a == nil {
+		return ""
 	}
-	host, path := "", ""
+	at := a.at
+	if served != nil {
+		at = served(at)
+	}
+	host := a.host
+	if usual := map[string]uint16{"http": 80, "https": 443}[a.scheme]; at.Port != usual {
+		host = net.JoinHostPort(host, strconv.Itoa(int(at.Port)))
+	}
+	return a.scheme + "://" + host + a.path
+}
+
+// urlOf is the address of a route, and how much it asks besides a name of its own. nil: it has none that a browser knows.
+func urlOf(r *plan.Route) (url *address, cost int) {
+	url = &address{scheme: "http"}
+	if r.TLS != nil {
+		url.scheme = "https"
+	}
 	for _, d := range r.Match.Domains {
 		if !strings.Contains(d, "*") {
-			host = d
+			url.host = d
 			break
 		}
 	}
-	if host == "" {
-		host, cost = "localhost", 2
+	if url.host == "" {
+		url.host, cost = "localhost", 2
 	}
 	m := &r.Match
 	if len(m.Paths) > 0 {
-		path = strings.TrimSuffix(m.Paths[0], "*")
-		if i := strings.Index(path, "/:"); i >= 0 {
-			path = path[:i+1]
+		url.path = strings.TrimSuffix(m.Paths[0], "*")
+		if i := strings.Index(url.path, "/:"); i >= 0 {
+			url.path = url.path[:i+1]
 		}
 		cost += 4
 	}
@@ -78,13 +99,10 @@ func urlOf(r *plan.Route) (url string, cost int) {
 		cost += 8
 	}
 	for _, at := range m.Ports {
-		if at.Network != plan.TCP || at.Port == 0 {
-			continue
+		if at.Network == plan.TCP && at.Port != 0 {
+			url.at = at
+			return url, cost
 		}
-		if at.Port != usual {
-			host = net.JoinHostPort(host, strconv.Itoa(int(at.Port)))
-		}
-		return scheme + "://" + host + path, cost
 	}
-	return "", 0
+	return nil, 0
 }

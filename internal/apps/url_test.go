@@ -30,8 +30,12 @@ func TestTheURLOfAnAppIsOfTheRouteThatAsksLeast(t *testing.T) {
 		{"http://web.test:8080", plan.Route{Match: plan.Match{Ports: at(8080), Domains: []string{"web.test"}}, Action: to}},
 	} {
 		p.Routes = append(p.Routes, &c.route)
-		if got := urls(p)["web"]; got != c.want {
+		if got := urls(p)["web"].text(nil); got != c.want {
 			t.Errorf("with %+v: %q, not %q", c.route.Match, got, c.want)
 		}
+	}
+	elsewhere := func(plan.Addr) plan.Addr { return plan.TCPAddr(loopback, 80) }
+	if got := urls(p)["web"].text(elsewhere); got != "http://web.test" {
+		t.Errorf("on another port: %q", got)
 	}
 }

@@ -29,7 +29,7 @@ func (d *Daemon) newApps(e *engine.Engine, log *slog.Logger) *apps.Apps {
 	return apps.New(apps.Options{
 		Log: log, Registry: d.metrics, Store: d.state, Runner: d.runners(e, log), Ports: (*appPorts)(d), Pools: d.pools, Listen: listenFor,
 		Sockets: filepath.Join(filepath.Dir(d.admin.Socket), "apps"), Output: filepath.Join(d.state.Path(), "output"),
-		Events: d.event, Holder: whoListens, Evict: d.evictFor,
+		Events: d.event, Holder: whoListens, Evict: d.evictFor, Served: d.ports.Served,
 	})
 }
 

@@ -30,6 +30,16 @@ type Status struct {
 	NextTry time.Time `json:"next_try,omitzero"`
 }
 
+// Served is where a port of the plan is served now: itself, unless it has fallen back.
+func (ps *Ports) Served(a plan.Addr) plan.Addr {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.ports[a]; p != nil && p.state == Fallback && len(p.socks) > 0 {
+		return p.socks[0].Addr
+	}
+	return a
+}
+
 // Status lists every wanted port and every admin listener, by address. A port with several sockets is listed once for
 // each.
 func (ps *Ports) Status() []Status {
