@@ -99,39 +99,43 @@ func main() {
 }
 `
 
-// box is the program, built once.
-var box struct {
-	sync.Once
+// static is a program that needs nothing but the kernel, built once.
+type static struct {
+	text    string
+	once    sync.Once
 	program []byte
 	err     error
 }
 
-func boxBinary(t testing.TB) []byte {
+func (s *static) binary(t testing.TB) []byte {
 	t.Helper()
-	box.Do(func() {
+	s.once.Do(func() {
 		var dir string
-		if dir, box.err = os.MkdirTemp("", "qm-box-"); box.err != nil {
+		if dir, s.err = os.MkdirTemp("", "qm-static-"); s.err != nil {
 			return
 		}
 		defer os.RemoveAll(dir)
-		for name, text := range map[string]string{"main.go": boxProgram, "go.mod": "module box\n"} {
-			if box.err = os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); box.err != nil {
+		for name, text := range map[string]string{"main.go": s.text, "go.mod": "module static\n"} {
+			if s.err = os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); s.err != nil {
 				return
 			}
 		}
-		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", "box", ".")
+		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", "static", ".")
 		build.Dir, build.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 		if out, err := build.CombinedOutput(); err != nil {
-			box.err = fmt.Errorf("build: %w\n%s", err, out)
+			s.err = fmt.Errorf("build: %w\n%s", err, out)
 			return
 		}
-		box.program, box.err = os.ReadFile(dir + "/box")
+		s.program, s.err = os.ReadFile(dir + "/static")
 	})
-	if box.err != nil {
-		t.Fatal(box.err)
+	if s.err != nil {
+		t.Fatal(s.err)
 	}
-	return box.program
+	return s.program
 }
+
+// box is what the image holds.
+var box = static{text: boxProgram}
 
 const boxImage = "localhost/box:1"
 
@@ -159,7 +163,7 @@ func (p *boxes) image(name, from string) {
 	if err := os.MkdirAll(p.dir+"/image", 0o755); err != nil {
 		p.t.Fatal(err)
 	}
-	writeFile(p.t, p.dir+"/image/box", boxBinary(p.t), 0o755)
+	writeFile(p.t, p.dir+"/image/box", box.binary(p.t), 0o755)
 	writeFile(p.t, p.dir+"/image/Containerfile", []byte(from), 0o644)
 	p.run("build", "-q", "-t", name, p.dir+"/image")
 }

@@ -79,7 +79,7 @@ func TestA15_ContainersOfDocker(t *testing.T) {
 		}
 	})
 	files := t.TempDir()
-	writeFile(t, files+"/box", boxBinary(t), 0o755)
+	writeFile(t, files+"/box", box.binary(t), 0o755)
 	image, err := exec.Command("tar", "-C", files, "-c", ".").Output()
 	if err != nil {
 		t.Fatal(err)

@@ -56,6 +56,9 @@ func main() {
 }
 `
 
+// listener is that program.
+var listener = static{text: listenProgram}
+
 // newPodman makes an engine for root or for a user.
 func newPodman(t *testing.T, user int) *podmanOf {
 	t.Helper()
@@ -73,8 +76,6 @@ func newPodman(t *testing.T, user int) *podmanOf {
 	p := &podmanOf{t: t, dir: dir, user: user, fs: dir + "/fs"}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	for name, text := range map[string]string{
-		"src/main.go": listenProgram,
-		"src/go.mod":  "module listen\n",
 		"containers.conf": "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nruntime = \"runc\"\n" +
 			"cgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[network]\nnetwork_backend = \"netavark\"\n" +
 			"network_config_dir = \"" + dir + "/net\"\n",
@@ -89,11 +90,7 @@ func newPodman(t *testing.T, user int) *podmanOf {
 			t.Fatal(err)
 		}
 	}
-	build := exec.Command("go", "build", "-o", "../fs/listen", ".")
-	build.Dir, build.Env = dir+"/src", append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	writeFile(t, dir+"/fs/listen", listener.binary(t), 0o755)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -266,6 +267,15 @@ func (a *app) begun(i *instance, l *launched, err error) {
 		return
 	}
 	a.probe(i)
+}
+
+// who is an instance that runs, for the log.
+func (i *instance) who() slog.Attr {
+	r := i.run.Record()
+	if r.Container != "" {
+		return slog.String("container", r.Container[:min(len(r.Container), 12)])
+	}
+	return slog.Int("pid", r.PID)
 }
 
 // watch waits for the end of an instance.

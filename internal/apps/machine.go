@@ -472,7 +472,7 @@ func (a *app) tell(state State, reason string) {
 		args = append(args, "reason", reason)
 	}
 	if i := a.subject(); i != nil && i.run != nil {
-		args = append(args, "pid", i.run.Record().PID, "address", i.at.String())
+		args = append(args, i.who(), "address", i.at.String())
 	}
 	switch state {
 	case Unhealthy, BackingOff, CrashLooping, Failed, Unknown:

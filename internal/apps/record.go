@@ -372,7 +372,7 @@ func (a *app) takeOver(i *instance) {
 		a.lease = i.lease
 	}
 	a.out.note("found again")
-	a.s.opt.Log.Info("app found again", "app", a.name, "pid", i.run.Record().PID, "address", i.at.String())
+	a.s.opt.Log.Info("app found again", "app", a.name, i.who(), "address", i.at.String())
 	a.watch(i)
 	if a.cur == nil && a.want != nil {
 		a.cur = i
