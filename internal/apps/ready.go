@@ -20,7 +20,7 @@ import (
 
 const (
 	probeFirst = 2 * time.Millisecond // between two probes while nobody listens; it grows with the time that the app has taken
-	probeShare = 200                  // to this part of it
+	probeShare = 500                  // to this part of it
 	probeEach  = 4                    // times that, once each probe is work for the app
 	probeMost  = 500 * time.Millisecond
 	probeLimit = 2 * time.Second // for one
