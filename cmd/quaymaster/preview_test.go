@@ -208,6 +208,9 @@ func TestA01_ThreeAppsByHostAndByPreviewPath(t *testing.T) {
 	if !strings.Contains(list, "preview/one ") || !strings.Contains(list, "preview/three/host") {
 		t.Errorf("routes:\n%s", list)
 	}
+	if list = q.says("routes", "--json"); !strings.Contains(list, "asked by a page below /app/preview/one") {
+		t.Errorf("routes --json:\n%s", list)
+	}
 	if out := q.says("explain", fmt.Sprintf("http://two.localhost:%d/x", port)); !strings.Contains(out, "app:two") || !strings.Contains(out, "preview/two/host") {
 		t.Errorf("explain:\n%s", out)
 	}

@@ -176,6 +176,9 @@ func conditions(m *plan.Match) Match {
 		Ports: make([]string, 0, len(m.Ports)), Domains: solid(m.Domains), Path: solid(m.Paths), Methods: m.Methods,
 		Headers: fields(m.Headers), Query: fields(m.Query), Protocols: m.Protocols.Names(),
 	}
+	if m.Preview != nil {
+		out.Preview = m.Preview.String()
+	}
 	for _, a := range m.Ports {
 		out.Ports = append(out.Ports, a.String())
 	}

@@ -137,6 +137,7 @@ type Match struct {
 	Query     map[string]string `json:"query,omitempty"`
 	ClientIPs []string          `json:"client_ips,omitempty"`
 	Protocols []string          `json:"protocols,omitempty"`
+	Preview   string            `json:"preview,omitempty"` // in words, what a route of a preview wants besides
 }
 
 // Target is one place of an upstream and how it is.

@@ -96,3 +96,14 @@ type PreviewMatch struct {
 	// Alone: the browser says that a page of the host itself asks, and that it has opened no other preview there.
 	Alone bool
 }
+
+// String is the conditions for people.
+func (m PreviewMatch) String() string {
+	switch {
+	case m.From != "":
+		return "asked by a page below " + m.From
+	case m.Alone:
+		return "asked by a page, where " + m.App + " is the only preview that is open"
+	}
+	return "asked at an address, localhost, " + m.Domain + " or a name that a route of the file has"
+}
