@@ -492,6 +492,9 @@ func TestReadme_EveryVerbExists(t *testing.T) {
 	for _, m := range found {
 		words := strings.Fields(m[1])
 		args := []string{words[0], "--help"}
+		if len(words) > 1 && regexp.MustCompile("^[a-z]+$").MatchString(words[1]) {
+			args = []string{words[0], words[1], "--help"}
+		}
 		out, code := cli(t, args...)
 		if code != 0 || !strings.Contains(out, "quaymaster "+words[0]) {
 			t.Errorf("quaymaster %s: exit %d", words[0], code)
