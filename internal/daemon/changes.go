@@ -55,15 +55,21 @@ func (c *changes) PutRoute(ctx context.Context, name string, body []byte, match 
 
 // DeleteRoute takes a route out of the API layer.
 func (c *changes) DeleteRoute(ctx context.Context, name, match string) (*api.Change, error) {
-	return c.edit(ctx, match, func(l *config.Layer) error {
+	leash := ""
+	out, err := c.edit(ctx, match, func(l *config.Layer) error {
 		if err := config.FileHolds(c.loop.Now().Plan, name); err != nil {
 			return err
 		}
 		if !l.Delete(name) {
 			return &api.Problem{Title: "No such route", Status: http.StatusNotFound, Detail: "there is no route " + name + " in the API layer"}
 		}
+		leash = c.leashes.letGo(name)
 		return nil
 	})
+	if err != nil {
+		c.leashes.back(name, leash)
+	}
+	return out, err
 }
 
 // PutApp makes or replaces an app of the API layer.

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	leashAgain = 100 * time.Millisecond // between two tries to take out what hung on a leash
+	leashAgain = 100 * time.Millisecond // between two tries to take out what hung on a leash; it doubles
+	leashMost  = 10 * time.Second       // up to this
 	leashFirst = 15 * time.Second       // for the first leash of a daemon that lives by them
 	leashNext  = time.Second            // for another one
 )
@@ -58,7 +59,8 @@ func (l *leashes) end(id string) {
 
 // drop takes out what hung on a leash. A daemon that stops, or gave way to another, has nothing to take out.
 func (l *leashes) drop(ctx context.Context, id string) error {
-	for over := false; !over && len(l.of(l.routes, id)) > 0; {
+	again := leashAgain
+	for over := false; !over && len(l.of(l.routes, id)) > 0; again = min(2*again, leashMost) {
 		_, err := l.d.loop.Edit(ctx, "*", func(layer *config.Layer) error {
 			for _, name := range l.of(l.routes, id) {
 				layer.Delete(name)
@@ -72,7 +74,7 @@ func (l *leashes) drop(ctx context.Context, id string) error {
 			over = true
 		default:
 			l.d.log.Warn("routes of a leash are still there", "err", err)
-			over = pause(ctx, leashAgain) != nil
+			over = pause(ctx, again) != nil
 		}
 	}
 	for _, name := range l.of(l.leases, id) {
@@ -122,7 +124,7 @@ func (l *leashes) claim(names map[string]string, kind, id, name string, there bo
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.notes[id]; !ok {
-		return false, &api.Problem{Title: "No such leash", Status: http.StatusGone, Detail: "the leash has ended; hold another one"}
+		return false, errNoLeash()
 	}
 	of, held := names[name]
 	note, alive := l.notes[of]
@@ -140,10 +142,13 @@ func (l *leashes) claim(names map[string]string, kind, id, name string, there bo
 	return true, nil
 }
 
-func (l *leashes) unclaim(names map[string]string, name string) {
+// unclaim undoes a claim, unless the name is another's by now.
+func (l *leashes) unclaim(names map[string]string, id, name string) {
 	l.mu.Lock()
-	delete(names, name)
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if names[name] == id {
+		delete(names, name)
+	}
 }
 
 // PutRoute makes or replaces a route that hangs on a leash.
@@ -161,7 +166,7 @@ func (l *leashes) PutRoute(ctx context.Context, id, name string, body []byte, ma
 		return layer.Put(name, body)
 	})
 	if err != nil && fresh {
-		l.unclaim(l.routes, name)
+		l.unclaim(l.routes, id, name)
 	}
 	return c, err
 }
@@ -173,10 +178,45 @@ func (l *leashes) Lease(ctx context.Context, id, name string, another bool) (*ap
 		return nil, err
 	}
 	out, err := (*leaseView)(l.d).Lease(ctx, name, another)
-	if err != nil && fresh {
-		l.unclaim(l.leases, name)
+	switch {
+	case err != nil && fresh:
+		l.unclaim(l.leases, id, name)
+	case err == nil && l.late(id, name): // the leash was given back before there was anything to give
+		_, _ = l.d.leases.Release(l.d.life, name) // that may have been done meanwhile
+		return nil, errNoLeash()
 	}
 	return out, err
+}
+
+// late reports whether a leash has ended, and nobody else has its lease.
+func (l *leashes) late(id, name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, alive := l.notes[id]
+	of, held := l.leases[name]
+	return !alive && (!held || of == id)
+}
+
+func errNoLeash() error {
+	return &api.Problem{Title: "No such leash", Status: http.StatusGone, Detail: "the leash has ended; hold another one"}
+}
+
+// letGo takes a route off its leash, because it is taken out. It returns the leash, "" if there is none.
+func (l *leashes) letGo(name string) (id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	id = l.routes[name]
+	delete(l.routes, name)
+	return id
+}
+
+// back is letGo undone.
+func (l *leashes) back(name, id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, held := l.routes[name]; !held && id != "" {
+		l.routes[name] = id
+	}
 }
 
 // held is why a route may not be edited by others: it hangs on a leash.
