@@ -256,6 +256,20 @@ sites: {file.test: 9, "http://plain.test:8088": 9}
 		t.Errorf("containers are no configuration that was loaded: %v, before %v", now, first)
 	}
 
+	same, err := os.ReadFile(q.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, body := range []string{"", string(same)} { // of the files, and of what is sent
+		res, b, err := q.admin("POST", "/v1/check", strings.NewReader(body))
+		if err != nil || res.StatusCode != 200 || strings.Contains(string(b), "podman") {
+			t.Errorf("a check of the same configuration: %v %s", err, b)
+		}
+	}
+	if out, code := q.cli("check", "-c", q.file); code != 0 {
+		t.Errorf("check: %d %s", code, out)
+	}
+
 	p.run("stop", "-t", "0", "web")
 	p.answers("https://web.test/a/x", "")
 	p.answers("http://admin.test/", "")
