@@ -130,6 +130,20 @@ func devState() (string, error) {
 	return dir, os.MkdirAll(dir, 0o700)
 }
 
+// devConfig is the configuration of the daemon of projects: a file for those who want another app_ports or the like, and
+// none by default.
+func devConfig() string {
+	dir := os.Getenv("XDG_CONFIG_HOME")
+	if home, err := os.UserHomeDir(); !filepath.IsAbs(dir) && err == nil {
+		dir = filepath.Join(home, ".config")
+	}
+	file := filepath.Join(dir, "quaymaster", "dev.yaml")
+	if _, err := os.Stat(file); dir == "" || err != nil {
+		return os.DevNull
+	}
+	return file
+}
+
 // devStarted is a daemon that was started.
 type devStarted struct {
 	err  error
@@ -138,7 +152,7 @@ type devStarted struct {
 	gone chan struct{}
 }
 
-// startDevDaemon starts a daemon without any configuration that ends with the last project. It is no part of our terminal.
+// startDevDaemon starts a daemon that ends with the last project. It is no part of our terminal.
 func startDevDaemon(socket string) *devStarted {
 	s := &devStarted{gone: make(chan struct{})}
 	state, err := devState()
@@ -163,7 +177,7 @@ func startDevDaemon(socket string) *devStarted {
 		}
 	}
 	s.pid, s.err = launch.Start(launcherPath(), []string{"launch"}, &launch.Spec{
-		Path: program(), Args: []string{"quaymaster", "run", "--leashed", "-c", os.DevNull, "--socket", socket},
+		Path: program(), Args: []string{"quaymaster", "run", "--leashed", "-c", devConfig(), "--socket", socket},
 		Env: env, Dir: "/", In: -1, Out: -1, Err: int(log.Fd()),
 	})
 	if s.err != nil {

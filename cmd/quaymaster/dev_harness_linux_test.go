@@ -39,6 +39,8 @@ func newDevHome(t testing.TB) *devHome {
 		t.Fatal(err)
 	}
 	h := &devHome{t: t, dir: dir}
+	first := freePorts(t, 20) // those of other homes are others, since their daemons do not know of each other
+	h.project(".config/quaymaster", "dev.yaml", fmt.Sprintf("app_ports: %d-%d\n", first, first+19))
 	t.Cleanup(func() {
 		for len(h.left("")) > 0 {
 			for _, pid := range h.left("") {

@@ -52,7 +52,7 @@ const devAgain = 250 * time.Millisecond // between two tries to reach a daemon
 // try ended.
 func (h *devHold) keep(ctx context.Context, first func(error), say func(string, ...any)) {
 	var once sync.Once
-	lost := false
+	lost, last := false, ""
 	for ctx.Err() == nil {
 		err := h.daemon.hold(ctx, h.note, func(c *api.Client, id string) error {
 			if err := h.attach(ctx, c, id); err != nil {
@@ -61,7 +61,7 @@ func (h *devHold) keep(ctx context.Context, first func(error), say func(string, 
 			if lost {
 				say("the daemon is there again")
 			}
-			lost = false
+			lost, last = false, ""
 			once.Do(func() { first(nil) })
 			return nil
 		})
@@ -71,8 +71,12 @@ func (h *devHold) keep(ctx context.Context, first func(error), say func(string, 
 		if ended || ctx.Err() != nil {
 			return
 		}
-		if !lost || errors.As(err, &refused) {
+		switch {
+		case !lost:
 			say("the daemon is gone, and with it the URL: %v; trying again", err)
+		case errors.As(err, &refused) && err.Error() != last:
+			last = err.Error()
+			say("the daemon would not have us: %v; trying again", err)
 		}
 		lost = true
 		h.detach()
@@ -166,12 +170,29 @@ func (h *devHold) move(ctx context.Context, a *devApp) error {
 	if h.client == nil {
 		return errNoDaemon
 	}
-	l, err := h.client.LeasePort(ctx, h.id, a.id(), true)
+	l, err := h.lease(ctx, a, true)
 	if err != nil {
 		return err
 	}
 	a.port, a.at = l.Port, ""
 	return h.put(ctx, a)
+}
+
+func (h *devHold) lease(ctx context.Context, a *devApp, another bool) (l *api.Lease, err error) {
+	err = devPatient(ctx, func() error { l, err = h.client.LeasePort(ctx, h.id, a.id(), another); return err })
+	return l, err
+}
+
+// devPatient asks again while the daemon starts, or takes out what an earlier one of ours had there.
+func devPatient(ctx context.Context, ask func() error) (err error) {
+	for range 100 {
+		err = ask()
+		var p *api.Problem
+		if !errors.As(err, &p) || p.Status != http.StatusServiceUnavailable || devPause(ctx, devAgain/5) != nil {
+			break
+		}
+	}
+	return err
 }
 
 // id is the name of the app's lease and route: a label.
@@ -188,7 +209,7 @@ func (a *devApp) id() string {
 // put leases the app's port and makes its routes. mu is held.
 func (h *devHold) put(ctx context.Context, a *devApp) error {
 	if a.port == 0 || a.leased {
-		l, err := h.client.LeasePort(ctx, h.id, a.id(), false)
+		l, err := h.lease(ctx, a, false)
 		switch {
 		case err != nil && a.port == 0:
 			return devTaken(a, err)
@@ -282,14 +303,7 @@ func (h *devHold) try(ctx context.Context, a *devApp, name string, port int, sec
 	if err != nil {
 		return err
 	}
-	for range 100 {
-		_, err = h.client.PutRoute(ctx, h.id, name, text)
-		var p *api.Problem
-		if !errors.As(err, &p) || p.Status != http.StatusServiceUnavailable || devPause(ctx, devAgain/5) != nil {
-			break // else it starts, or takes out what an earlier one of ours had there
-		}
-	}
-	if err != nil {
+	if err := devPatient(ctx, func() error { _, err := h.client.PutRoute(ctx, h.id, name, text); return err }); err != nil {
 		return err
 	}
 	list, err := h.listening(ctx)

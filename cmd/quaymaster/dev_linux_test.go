@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,7 +46,7 @@ func TestA18_AGoProjectIsThereByItsFolder(t *testing.T) {
 	}
 	p.get(at, "go "+host+" https "+at)
 	p.get(p.said(`until then: (http://\S+)`), "go my-shop.localhost")
-	p.said(`quaymaster trust --socket ` + h.sock())
+	p.said(`\S+/quaymaster trust --socket ` + h.sock())
 	if port := portOf(t, at); port != 443 {
 		p.said(fmt.Sprintf(`PORT 443 CANNOT BE HAD, so the URL has a port: %s`, at))
 	}
@@ -68,9 +69,6 @@ func TestA18_TwoProjectsAtOnce(t *testing.T) {
 	h := newDevHome(t)
 	a, b := h.child(h.project("a"), "serve"), h.child(h.project("b"), "serve") // both at the same moment
 	atA, atB := a.ready("a"), b.ready("b")
-	if portOf(t, atA) != portOf(t, atB) {
-		t.Errorf("%s and %s do not share a port", atA, atB)
-	}
 	c := devClient(t, h.sock())
 	if devGet(t, c, atA, "pid ") == devGet(t, c, atB, "pid ") {
 		t.Error("one app answers for both")
@@ -174,7 +172,8 @@ func TestA18_ATerminal(t *testing.T) {
 
 func TestA18_ARunningDaemonIsUsed(t *testing.T) {
 	t.Parallel()
-	q := start(t, "")
+	first := freePorts(t, 10)
+	q := start(t, fmt.Sprintf("app_ports: %d-%d\n", first, first+9))
 	h := newDevHome(t)
 	secret := "token-of-the-user-4711"
 	command, env := devChild(t, "serve")
@@ -261,6 +260,9 @@ func TestA18_ANameIsGivenOrTaken(t *testing.T) {
 	t.Run("another folder of that name", func(t *testing.T) {
 		q := h.child(h.project("two/web"), "serve")
 		at := q.ready("web-2")
+		if portOf(t, at) != portOf(t, first) {
+			t.Errorf("%s and %s do not share a port", first, at)
+		}
 		q.said(`web\.localhost is taken .*` + h.dir + `/one/web .*so this one is web-2`)
 		if p.get(at, "pid ") == p.get(first, "pid ") {
 			t.Error("one app answers for both")
@@ -342,7 +344,7 @@ func TestA18_AGitWorktreeHasItsBranchInFront(t *testing.T) {
 func TestA18_AProcfileSideBySide(t *testing.T) {
 	t.Parallel()
 	command, env := devChild(t, "serve")
-	proc := "web: " + strings.Join(command, " ") + "\njob: echo $(tput -T xterm setaf 1)from the job; echo to stderr >&2; exec sleep 1000\napi: " + strings.Join(command, " ") + "\n"
+	proc := "web: " + strings.Join(command, " ") + "\njob: echo $(printf '\\033[31m')from the job; echo to stderr >&2; exec sleep 1000\napi: " + strings.Join(command, " ") + "\n"
 	t.Run("without a terminal there are no colours", func(t *testing.T) {
 		t.Parallel()
 		h := newDevHome(t)
@@ -447,6 +449,115 @@ func TestA18_WebSocketsOfHotReloadWorkThroughHTTPS(t *testing.T) {
 		t.Error(err)
 	}
 	_ = c.CloseNow()
+}
+
+func TestA18_AnUpgradeOfTheDaemonIsFollowed(t *testing.T) {
+	t.Parallel()
+	first := freePorts(t, 10)
+	q := start(t, fmt.Sprintf("app_ports: %d-%d\n", first, first+9))
+	h := newDevHome(t)
+	command, env := devChild(t, "serve")
+	p := h.dev(h.project("shop"), env, append([]string{"--socket", q.sock, "--"}, command...)...)
+	at := p.ready("shop")
+	c := devClient(t, q.sock)
+	pid := devGet(t, c, at, "pid ")
+	if out, code := q.cli("upgrade"); code != 0 {
+		t.Fatalf("upgrade: %d %s", code, out)
+	}
+	t.Cleanup(func() { _, _ = q.cli("stop") })
+	p.said("the daemon is there again")
+	if now := devGet(t, c, at, "pid "); now != pid {
+		t.Errorf("%s answers, before the upgrade it was %s", now, pid)
+	}
+	p.signal(syscall.SIGTERM)
+	p.wait()
+	q.until("the routes are gone", func() bool {
+		var routes []map[string]any
+		q.get("/v1/routes", &routes)
+		return len(routes) == 0
+	})
+}
+
+func TestA18_ADaemonOfAnotherUserIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("it takes two users")
+	}
+	first := freePorts(t, 10)
+	q := start(t, fmt.Sprintf("app_ports: %d-%d\n", first, first+9))
+	if err := os.Chmod(q.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h := newDevHome(t)
+	dir := h.project("shop", "quaymaster.yaml", "admin: {socket: "+q.sock+"}\n")
+	own := exec.Command("chown", "-R", "nobody", h.dir)
+	if out, err := own.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	program := t.TempDir() // that nobody can run
+	for at := program; at != "/tmp" && at != "/"; at = filepath.Dir(at) {
+		_ = os.Chmod(at, 0o755)
+	}
+	if out, err := exec.Command("cp", binary, program+"/quaymaster").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	p := &devProc{t: t, h: h, out: &lockedBuffer{}, err: &lockedBuffer{}, done: make(chan struct{})}
+	p.cmd = exec.Command("setpriv", "--reuid", "nobody", "--clear-groups", program+"/quaymaster", "dev", "--", "sh", "-c", "exec python3 -m http.server -b 127.0.0.1 $PORT")
+	p.cmd.Dir, p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = dir, h.env(), p.out, p.err
+	p.start()
+	at := p.ready("shop")
+	p.said("the daemon at " + q.sock + " is another user's")
+	p.said("sudo " + program + "/quaymaster trust --socket")
+	p.get(at, "<!DOCTYPE")
+	p.signal(syscall.SIGINT)
+	if code := p.wait(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	h.nothingLeft()
+}
+
+func TestA18_AnAppAtTheOtherLoopbackAddress(t *testing.T) {
+	t.Parallel()
+	if !hasIPv6() {
+		t.Skip("there is no ::1")
+	}
+	h := newDevHome(t)
+	p := h.dev(h.project("shop"), nil, "--", "python3", "-m", "http.server", "--bind", "::1", "${PORT}")
+	p.get(p.ready("shop"), "<!DOCTYPE")
+}
+
+func TestA18_APortThatSomebodyTookMeanwhileIsLeft(t *testing.T) {
+	t.Parallel()
+	h := newDevHome(t)
+	command, env := devChild(t, "serve")
+	// Somebody else takes the port between its lease and the moment when the app wants it.
+	other := exec.Command("python3", "-c", "import socket,sys,time\nfor l in sys.stdin:\n s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('127.0.0.1', int(l))); s.listen(); print('on', flush=True)")
+	in, err := other.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := &lockedBuffer{}
+	other.Stdout, other.Stderr = said, said
+	other.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Close(); _ = other.Process.Kill(); _ = other.Wait() })
+	dir := h.project("shop")
+	wait := `echo $PORT > port.new; mv port.new port; [ -e again ] || { touch again; while [ ! -e go ]; do sleep 0.02; done; }; exec "$@"`
+	p := h.dev(dir, env, append([]string{"--", "sh", "-c", wait, "sh"}, command...)...)
+	until(t, "it has its port", func() bool { _, err := os.Stat(dir + "/port"); return err == nil })
+	port, err := os.ReadFile(dir + "/port")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write(port); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "somebody else has it", func() bool { return strings.Contains(said.String(), "on") })
+	h.project("shop", "go", "")
+	p.said("port " + strings.TrimSpace(string(port)) + ` is taken \(.*python3.*\), so shop is started again on port \d+`)
+	p.get(p.ready("shop"), "pid ")
 }
 
 // viteLike is a server that behaves as Vite does: it does not know PORT, and it refuses hosts but those of this machine.

@@ -59,6 +59,7 @@ type devApp struct {
 	https, http atomic.Int32 // in public; another daemon may have others
 	leased      bool
 	moves       int    // to other ports, since its own was taken
+	taken       string // by whom
 	at          string // where it listens on its port, if not at 127.0.0.1
 
 	leash  *leash.Leash
@@ -77,6 +78,7 @@ type devEvent struct {
 	ready bool
 	ended bool
 	hint  string
+	taken string // by whom its port is
 }
 
 const (
@@ -84,6 +86,8 @@ const (
 	devSlow  = 15 * time.Second      // after which one that does not is told of
 	devEnd   = 15 * time.Second      // for everything to end
 	devFile  = 500 * time.Millisecond
+	devAsked = 100 * time.Millisecond
+	devDrain = 2 * time.Second // for output of an app that has ended
 	maxMoves = 5
 )
 
@@ -100,13 +104,18 @@ func (d *devRun) run(ctx context.Context) error {
 	defer signal.Stop(signals)
 	held := make(chan struct{})
 	defer func() { cancel(); <-held }()
+	known := make(chan bool, 1)
+	go func() { known <- resolves(ctx, d.apps[0].host) }() // beside what takes long anyway
 	stopped, err := d.holdNames(ctx, signals, held)
 	if err != nil || stopped {
 		return err
 	}
 	d.events = make(chan devEvent, 64)
-	d.sayURLs(ctx)
+	for _, a := range d.apps {
+		d.say.note("%s will be at %s", a.label, a.url())
+	}
 	d.startReady()
+	d.sayMissing(ctx, <-known)
 	all := d.loop(ctx, signals)
 	for _, a := range d.apps {
 		a.stopProbe()
@@ -159,17 +168,12 @@ func (d *devRun) loop(ctx context.Context, signals <-chan os.Signal) bool {
 	for d.running() > 0 {
 		select {
 		case e := <-d.events:
+			if e.ended && !d.ending {
+				d.asked(signals)
+			}
 			d.happened(ctx, e)
 		case s := <-signals:
-			if d.ending {
-				d.end(leash.Kill)
-				break
-			}
-			order := leash.Term
-			if s == syscall.SIGINT && isTerminal(os.Stdin) {
-				order = leash.Expect
-			}
-			d.end(order)
+			d.signal(s)
 		case <-tick.C:
 			d.reread(ctx)
 		case <-late:
@@ -183,6 +187,29 @@ func (d *devRun) loop(ctx context.Context, signals <-chan os.Signal) bool {
 		}
 	}
 	return true
+}
+
+// signal ends all; a second one at once.
+func (d *devRun) signal(s os.Signal) {
+	switch {
+	case d.ending:
+		d.end(leash.Kill)
+	case s == syscall.SIGINT && isTerminal(os.Stdin):
+		d.end(leash.Expect)
+	default:
+		d.end(leash.Term)
+	}
+}
+
+// asked looks whether an app has ended because the terminal told it to, which tells us too.
+func (d *devRun) asked(signals <-chan os.Signal) {
+	t := time.NewTimer(devAsked)
+	defer t.Stop()
+	select {
+	case s := <-signals:
+		d.signal(s)
+	case <-t.C:
+	}
 }
 
 // running counts the apps that run or are to be run.
@@ -209,6 +236,8 @@ func (d *devRun) end(o leash.Order) {
 func (d *devRun) happened(ctx context.Context, e devEvent) {
 	a := e.app
 	switch {
+	case e.taken != "":
+		a.taken = e.taken
 	case e.hint != "":
 		d.say.note("%s", e.hint)
 	case e.ready && a.leash != nil && !d.ending:
@@ -238,13 +267,8 @@ func (d *devRun) ended(ctx context.Context, a *devApp) {
 		d.startReady()
 		return
 	}
-	if who := foreign(a.port, keeper); !was && who != "" && a.moves < maxMoves {
-		if a.moves++; a.leased && d.hold.move(ctx, a) == nil {
-			d.say.note("%s has ended, since %s has its port; it is started again on another", a.label, who)
-			a.begun = time.Time{}
-			d.startReady()
-			return
-		}
+	if !was && d.moved(ctx, a, keeper) {
+		return
 	}
 	text := fmt.Sprintf("%s has failed after %s: %v", a.label, devSpan(up), exit)
 	switch {
@@ -260,6 +284,25 @@ func (d *devRun) ended(ctx context.Context, a *devApp) {
 	}
 	d.result = &coded{exitFailed, errors.New(d.say.plain(text))}
 	d.end(leash.Term)
+}
+
+// moved starts an app again on another port, if it has ended since somebody else has its own.
+func (d *devRun) moved(ctx context.Context, a *devApp, keeper int) bool {
+	if _, who := portOwner(a.port, keeper); who != "" {
+		a.taken = who
+	}
+	if a.taken == "" || !a.leased || a.moves == maxMoves {
+		return false
+	}
+	was := a.port
+	if err := d.hold.move(ctx, a); err != nil {
+		return false
+	}
+	d.say.note("port %d is taken (%s), so %s is started again on port %d", was, a.taken, a.label, a.port)
+	a.moves++
+	a.taken, a.begun = "", time.Time{}
+	d.startReady()
+	return true
 }
 
 // startReady starts the apps whose turn it is.
@@ -376,11 +419,12 @@ func (d *devRun) probe(ctx context.Context, a *devApp, l *leash.Leash, port int)
 				continue
 			}
 			_ = c.Close()
-			if who := foreign(port, l.Keeper); who != "" {
-				if who != told {
-					told = who
-					send(devEvent{app: a, hint: fmt.Sprintf("port %d of %s is taken: %s listens there", port, a.label, who)})
-				}
+			mine, who := portOwner(port, l.Keeper)
+			if who != "" && who != told {
+				told = who
+				send(devEvent{app: a, taken: who})
+			}
+			if !mine {
 				break
 			}
 			if host != "127.0.0.1" {
@@ -398,18 +442,20 @@ func (d *devRun) probe(ctx context.Context, a *devApp, l *leash.Leash, port int)
 	}
 }
 
-// foreign names who listens on a port, if that is known to be another than what descends from the keeper.
-func foreign(port, keeper int) string {
+// portOwner says whether what listens on a port descends from the keeper, or else who it is. What cannot be looked up counts
+// as ours; nobody at all does not.
+func portOwner(port, keeper int) (mine bool, who string) {
 	found, err := ports.Everyone(func(at netip.AddrPort) bool { return int(at.Port()) == port })
-	if err != nil || len(found) == 0 {
-		return ""
+	if err != nil {
+		return true, ""
 	}
 	for _, f := range found {
-		if f.Pid == 0 || descends(f.Pid, keeper) {
-			return ""
+		if f.Pid == 0 && f.UID == os.Geteuid() || f.Pid > 0 && descends(f.Pid, keeper) {
+			return true, ""
 		}
+		who = f.String()
 	}
-	return found[0].String()
+	return false, who
 }
 
 // descends reports whether a process is below another.

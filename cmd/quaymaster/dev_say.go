@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -89,14 +90,8 @@ func devSpan(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// sayURLs says where the apps are, and what is missing for that to work.
-func (d *devRun) sayURLs(ctx context.Context) {
-	for _, a := range d.apps {
-		d.say.note("%s will be at %s", a.label, a.url())
-	}
-	if len(d.apps) == 0 {
-		return
-	}
+// sayMissing says what is missing for the URLs to work everywhere.
+func (d *devRun) sayMissing(ctx context.Context, known bool) {
 	d.hold.mu.Lock()
 	why, client := d.hold.why, d.hold.client
 	d.hold.mu.Unlock()
@@ -110,16 +105,24 @@ func (d *devRun) sayURLs(ctx context.Context) {
 		if os.Geteuid() == 0 {
 			root = ""
 		}
-		d.say.note("browsers do not trust the certificate yet; this does it once, for all projects:\n  %squaymaster trust --socket %s", root, d.hold.daemon.socket)
+		d.say.note("browsers do not trust the certificate yet; this does it once, for all projects:\n  %s%s trust --socket %s", root, ourName(), d.hold.daemon.socket)
 		for _, a := range d.apps {
 			if u := a.plainURL(); u != "" {
 				d.say.note("until then: %s", u)
 			}
 		}
 	}
-	if !resolves(ctx, a.host) {
+	if !known {
 		d.say.note("this system does not resolve %s; browsers do by themselves, other programs want to be told:\n  curl --resolve %s:%d:127.0.0.1 %s", a.host, a.host, a.https.Load(), a.url())
 	}
+}
+
+// ourName is what a person writes to run this program.
+func ourName() string {
+	if path, err := exec.LookPath("quaymaster"); err == nil && path == program() {
+		return "quaymaster"
+	}
+	return program()
 }
 
 // trusted reports whether the programs of this machine trust the daemon's local CA.
@@ -187,8 +190,20 @@ func (s *devSay) open(name string) (*devOutput, error) {
 // started lets go of what the app has now.
 func (o *devOutput) started() { _, _ = o.out.Close(), o.err.Close() }
 
-// wait returns when all was printed that was said.
-func (o *devOutput) wait() { o.read.Wait() }
+// wait returns when all was printed that was said, or when somebody else has kept the pipes.
+func (o *devOutput) wait() {
+	done := make(chan struct{})
+	go func() {
+		o.read.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(devDrain)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+	}
+}
 
 // copy prints lines as they come, with the name before each.
 func (s *devSay) copy(o *devOutput, to io.Writer, from *os.File, name, color string) {

@@ -16,8 +16,9 @@ import (
 // Leashes hold what shall be there only as long as the connection that asked for it: routes and leases of a program that
 // may end at any moment, and without a word.
 type Leashes interface {
-	// Hold begins a leash. note says whose it is, for those who want the same. end takes out all that hangs on it.
-	Hold(note string) (id string, end func())
+	// Hold begins a leash. note says whose it is, for those who want the same. over is closed when another process serves
+	// instead, which wants to be asked anew. end takes out all that hangs on it.
+	Hold(note string) (id string, over <-chan struct{}, end func())
 	// PutRoute is Editor.PutRoute for a route that goes with the leash and is written nowhere.
 	PutRoute(ctx context.Context, id, name string, body []byte, match string) (*Change, error)
 	// Lease is Leases.Lease for a port that is given back with the leash.
@@ -34,7 +35,7 @@ func (a *API) leash(w http.ResponseWriter, r *request) error {
 	if a.o.Leashes == nil {
 		return missing("a leash")
 	}
-	id, end := a.o.Leashes.Hold(clip(r.URL.Query().Get("note")))
+	id, over, end := a.o.Leashes.Hold(clip(r.URL.Query().Get("note")))
 	defer end()
 	said := false
 	return a.stream(w, r, func(ctx context.Context) (bool, error) {
@@ -45,7 +46,7 @@ func (a *API) leash(w http.ResponseWriter, r *request) error {
 				return false, err
 			}
 			text, said = fmt.Sprintf("event: leash\ndata: %s\n\n", data), true
-		} else if err := pause(ctx, heartbeat); err != nil {
+		} else if err := pause(ctx, over, heartbeat); err != nil {
 			return false, err
 		}
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(streamWrite))
@@ -54,13 +55,15 @@ func (a *API) leash(w http.ResponseWriter, r *request) error {
 	})
 }
 
-// pause passes time until ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
+// pause passes time until ctx ends or over is closed, which is an error.
+func pause(ctx context.Context, over <-chan struct{}, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-over:
+		return context.Canceled
 	case <-t.C:
 		return nil
 	}

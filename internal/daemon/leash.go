@@ -38,12 +38,12 @@ func newLeashes(d *Daemon) *leashes {
 }
 
 // Hold begins a leash.
-func (l *leashes) Hold(note string) (id string, end func()) {
+func (l *leashes) Hold(note string) (id string, over <-chan struct{}, end func()) {
 	id = rand.Text()
 	l.mu.Lock()
 	l.notes[id], l.empty = note, time.Time{}
 	l.mu.Unlock()
-	return id, func() { l.end(id) }
+	return id, l.d.given, func() { l.end(id) }
 }
 
 // end forgets a leash; what hangs on it is taken out beside the connection that has ended.
@@ -70,12 +70,17 @@ func (l *leashes) drop(ctx context.Context, id string) error {
 		switch {
 		case err == nil:
 			l.forget(l.routes, id)
-		case errors.Is(err, control.ErrFrozen):
-			over = true
+		case errors.Is(err, control.ErrFrozen), l.replaced():
+			return nil
 		default:
-			l.d.log.Warn("routes of a leash are still there", "err", err)
+			if !errors.Is(err, control.ErrUpgrading) {
+				l.d.log.Warn("routes of a leash are still there", "err", err)
+			}
 			over = pause(ctx, again) != nil
 		}
+	}
+	if l.replaced() {
+		return nil
 	}
 	for _, name := range l.of(l.leases, id) {
 		if _, err := l.d.leases.Release(ctx, name); err != nil && ctx.Err() == nil {
@@ -84,6 +89,16 @@ func (l *leashes) drop(ctx context.Context, id string) error {
 	}
 	l.forget(l.leases, id)
 	return nil
+}
+
+// replaced reports whether another process serves instead of this one.
+func (l *leashes) replaced() bool {
+	select {
+	case <-l.d.given:
+		return true
+	default:
+		return false
+	}
 }
 
 func pause(ctx context.Context, d time.Duration) error {
