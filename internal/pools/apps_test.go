@@ -178,3 +178,33 @@ func TestAPlanThatWasPreparedBeforeAnAppMovedFollowsIt(t *testing.T) {
 		t.Errorf("dialled %s, want %s", got, two)
 	}
 }
+
+func TestWhoHasNoPatienceIsToldThatAnAppIsBeingStarted(t *testing.T) {
+	var asked atomic.Int32
+	at := echoAt(t)
+	var ps *Pools
+	ps = appPools(t, func(ctx context.Context, _ string) error {
+		if asked.Add(1) > 1 {
+			ps.SetMembers("web", []plan.Addr{at})
+			return nil
+		}
+		<-ctx.Done() // it takes longer
+		return ctx.Err()
+	})
+	p := ps.Pool("u")
+	if !p.HasApps() {
+		t.Error("a target is an app")
+	}
+	var s Stream
+	var e *Error
+	if err := p.Open(&Ask{Patience: time.Millisecond}, &s); !errors.As(err, &e) || e.Kind != "app_starting" || e.Target != "app:web" || e.Status() != 503 {
+		t.Fatalf("%v", err)
+	}
+	if err := p.Open(&Ask{}, &s); err != nil { // the same stream, which waits
+		t.Fatal(err)
+	}
+	s.Close(false)
+	if n := asked.Load(); n != 2 {
+		t.Errorf("asked %d times", n)
+	}
+}
