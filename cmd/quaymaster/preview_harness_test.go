@@ -63,6 +63,11 @@ func TestPreviewChild(t *testing.T) {
 	case strings.Contains(how, "crash"):
 		fmt.Fprintln(os.Stderr, "panic: <b>no database</b>")
 		os.Exit(3)
+	case strings.Contains(how, "broken"): // until the gate is open
+		if _, err := os.Stat(os.Getenv("QM_GATE")); err != nil {
+			fmt.Fprintln(os.Stderr, "error in line 7 of "+name)
+			os.Exit(1)
+		}
 	case strings.Contains(how, "gate"):
 		for {
 			if _, err := os.Stat(os.Getenv("QM_GATE")); err == nil {

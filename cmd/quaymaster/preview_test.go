@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
 )
 
@@ -84,7 +85,8 @@ func TestA03_PagesWithoutARefererWork(t *testing.T) {
 func TestA17_TheWaitingPageBecomesTheApp(t *testing.T) {
 	t.Parallel()
 	port := freePort(t)
-	q := startApps(t, previews(t, port, previewEntry(t, "web", "gate", "start: on_request")))
+	q := startApps(t, previews(t, port, previewEntry(t, "web", "gate", "start: on_request")+
+		previewEntry(t, "fixed", "broken", "restart: {max: 1000, backoff: 0.5, max_backoff: 0.5}")))
 	if s := q.app("web").State; s != "sleeping" {
 		t.Fatalf("web is %s", s)
 	}
@@ -94,9 +96,16 @@ func TestA17_TheWaitingPageBecomesTheApp(t *testing.T) {
 	if title := shows(t, tab, `document.title`); title != "web is being started" || !strings.Contains(body, "red <script>document.title='taken over'</script> & more of web") || strings.Contains(body, "[31m") {
 		t.Errorf("waiting page %q: %s", title, body)
 	}
+	other, cancel := chromedp.NewContext(tab)
+	t.Cleanup(cancel)
+	visit(t, other, fmt.Sprintf("http://fixed.localhost:%d/", port))
+	shows(t, other, `document.body.innerText.includes("error in line 7 of fixed")`)
 	openGate(t)
 	if main := shows(t, tab, `window.main`); main != "web" || shows(t, tab, `document.title`) != "web" {
 		t.Errorf("the page became that of %q", main)
+	}
+	if main := shows(t, other, `window.main`); main != "fixed" { // an app that was mended comes by itself, too
+		t.Errorf("the other page became that of %q", main)
 	}
 }
 
