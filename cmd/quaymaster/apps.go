@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -188,14 +190,31 @@ func (s *shell) printLine(l api.AppLine) bool {
 
 // line is a line of output for people. What we say about the app stands between dashes.
 func line(l api.AppLine) string {
-	text := strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' && r != '\x1b' { // its colours are kept
-			return '?'
-		}
-		return r
-	}, l.Text)
+	text := plainly(l.Text)
 	if l.Stream == "quaymaster" {
 		return l.Time.Local().Format("15:04:05.000") + " -- " + text + " --"
 	}
 	return text
+}
+
+// colour is how a program asks for a colour, and for nothing else that a terminal can do.
+var colour = regexp.MustCompile(`^\x1b\[[0-9;:]*m`)
+
+// plainly is a line of an app without what would take a terminal over: its colours are kept.
+func plainly(text string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		if c := colour.FindString(text); c != "" {
+			b.WriteString(c)
+			text = text[len(c):]
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(text)
+		if r < ' ' && r != '\t' || r >= 0x7f && r < 0xa0 {
+			r = '?'
+		}
+		b.WriteRune(r)
+		text = text[n:]
+	}
+	return b.String()
 }

@@ -261,6 +261,12 @@ func serveApp(has func(string) bool) {
 	mux.HandleFunc("/sick", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "no database yet", http.StatusServiceUnavailable)
 	})
+	mux.HandleFunc("/gate", func(w http.ResponseWriter, _ *http.Request) { // is well once a file is there
+		_, file, _ := strings.Cut(os.Getenv("QM_APP"), "gate=")
+		if _, err := os.Stat(strings.Fields(file + " -")[0]); err != nil {
+			http.Error(w, "the gate is shut", http.StatusServiceUnavailable)
+		}
+	})
 	mux.HandleFunc("/die", func(http.ResponseWriter, *http.Request) { os.Exit(7) })
 	mux.HandleFunc("/env", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(os.Environ()) })
 	mux.HandleFunc("/say", func(_ http.ResponseWriter, r *http.Request) {

@@ -5,9 +5,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -141,4 +145,129 @@ func TestA11_AnEntryMayChangeHowTheSocketIsHad(t *testing.T) {
 	if strings.Contains(q.log.String(), "app goes to another port") {
 		t.Error("its own port was in its way")
 	}
+}
+
+func TestA11_TheNewOneIsReadyBeforeTheOldOneGoes(t *testing.T) {
+	t.Parallel()
+	port, leases := freePort(t), freePorts(t, 3)
+	gate := t.TempDir() + "/open"
+	head := fmt.Sprintf("app_ports: %d-%d\n", leases, leases+2) + appSites(port, "web") + "apps:\n"
+	q := startApps(t, head+appEntry(t, "web", "serve", "ready: {http: /}"))
+	old := q.appIs("web", "ready")
+	count, calm := pressed(t, port, "web")
+	defer calm()
+	q.reload(head + appEntry(t, "web", "gate="+gate+" serve", "ready: {http: /gate}"))
+	q.until("both are there", func() bool { return len(withMark(t)) == 2 })
+	for range 20 {
+		if pid := answer(t, port, "web"); pid != old.PID {
+			t.Fatalf("pid %d answers before it is ready", pid)
+		}
+	}
+	before := count()
+	q.until("the load goes on", func() bool { return count() > before+20 })
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q.until("the new one has taken over", func() bool { a := q.app("web"); return a.State == "ready" && a.PID != old.PID })
+	if a := q.app("web"); a.Port == old.Port || answer(t, port, "web") != a.PID || a.Restarts != 0 {
+		t.Errorf("%+v, was %+v", a, old)
+	}
+	q.until("the old one is gone", func() bool { return ended(old.PID) })
+	calm()
+	// One that does not come up leaves the old one where it is, and the reason says so.
+	now := q.app("web")
+	q.reload(head + appEntry(t, "web", "crash", "ready: {http: /}"))
+	q.until("it is refused", func() bool { return strings.Contains(q.app("web").Reason, "the new entry does not come up") })
+	if a := q.app("web"); a.State != "ready" || a.PID != now.PID || !strings.Contains(a.Reason, "exit code 3") || answer(t, port, "web") != now.PID {
+		t.Errorf("%+v, was %+v", a, now)
+	}
+}
+
+func TestA21_UnixSocketsOfAppsTargetsAndListeners(t *testing.T) {
+	t.Parallel()
+	port, leases := freePort(t), freePorts(t, 2)
+	dir, err := os.MkdirTemp("", "qm-unix-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	target, front := dir+"/target.sock", dir+"/front.sock"
+	back := func() net.Listener {
+		l, err := net.Listen("unix", target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		return l
+	}
+	serve := func(l net.Listener, say string) *http.Server {
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, say) })}
+		t.Cleanup(func() { _ = srv.Close() })
+		go func() { _ = srv.Serve(l) }()
+		return srv
+	}
+	first := serve(back(), "first")
+	if left, err := net.Listen("unix", front); err == nil { // nobody is behind it any more
+		left.(*net.UnixListener).SetUnlinkOnClose(false)
+		_ = left.Close()
+	}
+	body := fmt.Sprintf("app_ports: %d-%d\n", leases, leases+1) + appSites(port, "web") +
+		fmt.Sprintf("  http://target.test:%d: unix:%s\n", port, target) +
+		fmt.Sprintf("routes:\n- {name: front, match: {ports: [\"unix:%s\"]}, action: {targets: [\"app:web\"]}}\n", front) +
+		"apps:\n" + appEntry(t, "web", "serve", "socket: unix", "ready: {http: /}")
+	q := startApps(t, body)
+	a := q.appIs("web", "ready")
+	if pid := answer(t, port, "web"); pid != a.PID || a.Port != 0 || !strings.HasPrefix(a.Path, q.dir+"/apps/web-") {
+		t.Errorf("pid %d answers; %+v", pid, a)
+	}
+	if info, err := os.Stat(filepath.Dir(a.Path)); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the folder of its socket: %v %v", info.Mode(), err)
+	}
+	byFront := func() string {
+		t.Helper()
+		client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", front) }}}
+		res, err := client.Get("http://web.test/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, _ := io.ReadAll(res.Body)
+		return string(text)
+	}
+	if got := byFront(); got != fmt.Sprintf("pid %d", a.PID) {
+		t.Errorf("by the listener: %q", got)
+	}
+	mustFetch(t, port, "target.test", "/", "first")
+	_ = first.Close() // the file stays, and refuses
+	if status, _, err := fetch(port, "target.test", "/"); err != nil || status != 502 {
+		t.Errorf("a target that is gone: %d %v", status, err)
+	}
+	if err := os.Remove(target); err != nil {
+		t.Fatal(err)
+	}
+	serve(back(), "second")
+	q.until("the target is back", func() bool { _, body, err := fetch(port, "target.test", "/"); return err == nil && body == "second" })
+	// Each start has a path of its own, and what was before leaves nothing.
+	if out, code := q.cli("apps", "restart", "web"); code != 0 {
+		t.Error(out)
+	}
+	b := q.appIs("web", "ready")
+	if _, err := os.Stat(a.Path); b.Path == a.Path || !os.IsNotExist(err) {
+		t.Errorf("%s is left; now %s", a.Path, b.Path)
+	}
+	// A daemon that was killed leaves the file of its listener, which is stale; one that another process serves is not.
+	q.until("it is noted", func() bool { return slices.Contains(q.recorded(), b.PID) })
+	q.signal(syscall.SIGKILL)
+	<-q.done
+	q.run()
+	q.serving()
+	q.appIs("web", "ready")
+	if got := byFront(); got != fmt.Sprintf("pid %d", b.PID) {
+		t.Errorf("after a crash, by the listener: %q, want pid %d", got, b.PID)
+	}
+	q.write(strings.Replace(body, front, target, 2))
+	if out, code := q.cli("reload"); code != 1 || !strings.Contains(out, target) {
+		t.Errorf("a socket of another process is taken: %d %s", code, out)
+	}
+	mustFetch(t, port, "target.test", "/", "second")
 }

@@ -146,3 +146,18 @@ func TestA10_NamesAreRefusedByFileAPIAndCommandLine(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 }
+
+func TestA10_OutputCannotTakeATerminalOver(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"\x1b[1;31mred\x1b[0m":              "\x1b[1;31mred\x1b[0m",
+		"\x1b[2J\x1b]0;title\a":             "?[2J?]0;title?",
+		"\x1b]52;c;cm0gLXJm\x1b\\ \u009b2J": "?]52;c;cm0gLXJm?\\ ?2J",
+		"\r\b\x7ftab\tü \xff":               "???tab\tü \ufffd",
+		"\x1b[38;2;1;2;3m\x1b[":             "\x1b[38;2;1;2;3m?[",
+	} {
+		if got := line(api.AppLine{Stream: "stdout", Text: text}); got != want {
+			t.Errorf("%q is shown as %q, want %q", text, got, want)
+		}
+	}
+}
