@@ -67,7 +67,8 @@ type Clearer interface {
 
 // A Sighted instance can get out of sight while it goes on: whoever knows how it is does not answer.
 type Sighted interface {
-	// Sight calls f when it gets out of sight, with why, and with nil when it is seen again. f does not block.
+	// Sight calls f when it gets out of sight, with why, and with nil when it is seen again. f does not block, and asks the
+	// instance nothing.
 	Sight(f func(error))
 }
 

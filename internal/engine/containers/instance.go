@@ -188,38 +188,35 @@ func (i *instance) over(s *container.State) (run.Exit, bool) {
 // blind notes that the engine cannot be asked.
 func (i *instance) blind(err error) {
 	i.mu.Lock()
+	defer i.mu.Unlock() // who tells first is heard first
 	news := i.unseen == nil
 	i.unseen = err
-	tell := i.sight
-	i.mu.Unlock()
-	if news && tell != nil {
-		tell(err)
+	if news && i.sight != nil {
+		i.sight(err)
 	}
 }
 
 // seen notes what the engine has answered.
 func (i *instance) seen(box *container.InspectResponse) {
 	i.mu.Lock()
+	defer i.mu.Unlock()
 	news := i.unseen != nil
 	i.unseen = nil
 	if box != nil {
 		i.pid, i.pidAt = max(box.State.Pid, 1), timeOf(box.State.StartedAt) // 1: it has ended
 	}
-	tell := i.sight
-	i.mu.Unlock()
-	if news && tell != nil {
-		tell(nil)
+	if news && i.sight != nil {
+		i.sight(nil)
 	}
 }
 
 // Sight calls f when the instance gets out of sight, with why, and with nil when it is seen again.
 func (i *instance) Sight(f func(error)) {
 	i.mu.Lock()
+	defer i.mu.Unlock()
 	i.sight = f
-	was := i.unseen
-	i.mu.Unlock()
-	if was != nil {
-		f(was)
+	if i.unseen != nil {
+		f(i.unseen)
 	}
 }
 
