@@ -187,6 +187,19 @@ func TestA15_ContainersAreFoundAgain(t *testing.T) {
 		}
 		same(t)
 	})
+	t.Run("beside another quaymaster", func(t *testing.T) {
+		other := prepare(t, p.engine()+boxPorts+"apps:\n"+boxEntry("web", "")+boxEntry("own", ""))
+		p.runs(other)
+		other.appIs("own", "ready")
+		if got := other.appIs("web", "failed"); !strings.Contains(got.Reason, "of another quaymaster, with state folder "+q.dir+"/state") {
+			t.Errorf("%+v", got)
+		}
+		p.signals(other, "TERM")
+		if code := other.wait(20 * time.Second); code != 0 {
+			t.Errorf("exit %d", code)
+		}
+		same(t)
+	})
 	t.Run("ended meanwhile", func(t *testing.T) {
 		p.kill9(q)
 		p.run("kill", "-s", "KILL", "quaymaster-web")
@@ -279,4 +292,6 @@ func TestA15_ChangedEntryTakesOver(t *testing.T) {
 	}
 	q.reload(body("one"))
 	q.until("the name is free again", func() bool { return p.names() == "quaymaster-web" })
+	q.reload("")
+	q.until("what is out of the configuration is removed", func() bool { return p.names() == "" })
 }

@@ -216,7 +216,12 @@ func (d *Daemon) appTroubles() []api.Trouble {
 	var out []api.Trouble
 	for _, a := range d.apps.Status() {
 		switch a.State {
-		case apps.Unhealthy, apps.BackingOff, apps.CrashLooping, apps.Failed, apps.Unknown:
+		case apps.Unknown:
+			out = append(out, api.Trouble{
+				Kind: "app", Object: a.Name, Message: string(a.State) + ": " + a.Reason,
+				Remedy: "see whether what the message names runs; the app is found again by itself",
+			})
+		case apps.Unhealthy, apps.BackingOff, apps.CrashLooping, apps.Failed:
 			out = append(out, api.Trouble{
 				Kind: "app", Object: a.Name, Message: string(a.State) + ": " + a.Reason,
 				Remedy: "`quaymaster apps logs " + a.Name + "` shows what it says; mend it, and `quaymaster apps start " + a.Name + "`",

@@ -45,7 +45,6 @@ type instance struct {
 
 	mu     sync.Mutex // guards what follows
 	exit   run.Exit
-	asked  bool  // Stop was called
 	unseen error // why the engine cannot be asked
 	sight  func(error)
 	pid    int // of its first process, where the engine is
@@ -268,9 +267,6 @@ func (i *instance) Stop(ctx context.Context, how plan.AppStop) error {
 	if how.Signal == "" {
 		name = "SIGTERM"
 	}
-	i.mu.Lock()
-	i.asked = true
-	i.mu.Unlock()
 	if over, err := i.insist(ctx, name); over || err != nil {
 		return i.stopped(err)
 	}
