@@ -83,7 +83,7 @@ func (c *chaos) portIs(port int, h *held, there []listener, fds []string) error 
 	return nil
 }
 
-// checkEnded wants nobody left on routes that have gone and say close.
+// checkEnded wants nobody left on routes that have gone and say close, well before they would have ended by themselves.
 func (c *chaos) checkEnded(old *plan) error {
 	var gone []string
 	for _, r := range old.routes {
@@ -94,7 +94,8 @@ func (c *chaos) checkEnded(old *plan) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	err := within(c.o.patience, "the connections of routes that went are closed", func() error {
+	soon := min(c.o.patience, max(c.o.long/2, c.o.patience/5))
+	err := within(soon, "the connections of routes that went are closed", func() error {
 		standing, err := c.m.standing()
 		for _, name := range gone {
 			if n := standing[name]; n > 0 {
