@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,10 @@ const (
 	maxListed  = 1100     // containers that are looked at; config takes fewer, and says so
 	maxPorts   = 256      // of one container
 	maxText    = 64 << 10 // bytes of the labels of one container
+	maxID      = 128      // bytes of the id of a container
+	maxNets    = 64       // networks of one container
+	maxNet     = 255      // bytes of the name of one
+	together   = 8        // containers that are looked at at once, so that a thousand are within the time of a list
 )
 
 // A link speaks with one engine.
@@ -162,7 +167,7 @@ func (f *feed) news(m *events.Message) bool {
 	switch action {
 	case "start", "restart", "die", "died", "stop", "kill", "oom", "destroy", "remove", "cleanup", "pause", "unpause", "rename", "update", "health_status", "init", "sync":
 		delete(f.known, m.Actor.ID)
-		if len(f.touched) < maxListed { // the others are looked at when all are
+		if len(f.touched) < maxListed && len(m.Actor.ID) <= maxID { // the others are looked at when all are
 			f.touched[m.Actor.ID] = true
 		}
 	case "connect", "disconnect":
@@ -200,7 +205,7 @@ func (f *feed) ask(ctx context.Context, c *link) ([]labels.Container, error) {
 			return nil, err
 		}
 		for i := range res.Items {
-			if len(found) < maxListed {
+			if id := res.Items[i].ID; len(found) < maxListed && id != "" && len(id) <= maxID {
 				found[res.Items[i].ID] = &res.Items[i]
 			}
 		}
@@ -214,32 +219,58 @@ func (f *feed) ask(ctx context.Context, c *link) ([]labels.Container, error) {
 			delete(f.known, id)
 		}
 	}
-	nearby := interfaces()
 	last := map[string]*labels.Container{}
-	out := []labels.Container{}
+	var news []*container.Summary
 	for id, item := range found {
-		one := f.known[id]
-		if one == nil {
-			var err error
-			var gone interface{ NotFound() }
-			one, err = f.look(ctx, c, item, nearby)
-			switch {
-			case err == nil && one != nil:
-				f.known[id] = one
-			case err != nil && ctx.Err() != nil:
-				return nil, err
-			case err != nil && !errors.As(err, &gone): // it runs, and is as it was as far as anybody knows
-				one = f.last[id]
-			}
-		}
-		if one != nil { // else it has ended meanwhile
+		if one := f.known[id]; one != nil {
 			last[id] = one
-			out = append(out, *one)
+		} else {
+			news = append(news, item)
 		}
 	}
+	seen := f.lookAll(ctx, c, news)
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("it does not tell of %d containers within %v: %w", len(news), listWithin, err)
+	}
+	for i, s := range seen {
+		id := news[i].ID
+		var gone interface{ NotFound() }
+		switch {
+		case s.err == nil && s.one != nil:
+			f.known[id], last[id] = s.one, s.one
+		case s.err != nil && !errors.As(s.err, &gone) && f.last[id] != nil: // it runs, and is as it was as far as anybody knows
+			last[id] = f.last[id]
+		} // else it has ended meanwhile
+	}
 	f.last = last
+	out := make([]labels.Container, 0, len(last))
+	for _, one := range last {
+		out = append(out, *one)
+	}
 	oldestFirst(out)
 	return out, nil
+}
+
+// seen is what came of a look at one container.
+type seen struct {
+	one *labels.Container
+	err error
+}
+
+// lookAll looks at containers, some at once.
+func (f *feed) lookAll(ctx context.Context, c *link, items []*container.Summary) []seen {
+	out, nearby := make([]seen, len(items)), interfaces()
+	var next atomic.Int32
+	var wg sync.WaitGroup
+	for range min(together, len(items)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(items) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				out[i].one, out[i].err = f.look(ctx, c, items[i], nearby)
+			}
+		})
+	}
+	wg.Wait()
+	return out
 }
 
 func oldestFirst(list []labels.Container) {
@@ -293,6 +324,9 @@ func (f *feed) look(ctx context.Context, c *link, item *container.Summary, nearb
 	}
 	if h := in.State.Health; h != nil && h.Status != container.NoHealthcheck {
 		out.Health = string(h.Status)
+		if len(out.Health) > maxName {
+			out.Health = "unknown"
+		}
 	}
 	out.Shares = in.HostConfig != nil && in.HostConfig.NetworkMode.IsHost() && (f.near || out.Engine == "podman")
 	f.ports(in, out)
@@ -300,7 +334,7 @@ func (f *feed) look(ctx context.Context, c *link, item *container.Summary, nearb
 		return out, nil
 	}
 	for name, n := range in.NetworkSettings.Networks {
-		if n == nil {
+		if n == nil || len(name) > maxNet || len(out.Networks) == maxNets {
 			continue
 		}
 		ip := n.IPAddress.Unmap()

@@ -158,3 +158,46 @@ func TestWatch_LabelsThatAreTooLongAreNotKept(t *testing.T) {
 		t.Errorf("%d labels, %v, %v", len(c.Labels), c.TooLong, refused)
 	}
 }
+
+// TestWatch_SlowAnswersAreAskedForTogether: an engine that takes its time over each of hundreds of containers is followed
+// all the same.
+func TestWatch_SlowAnswersAreAskedForTogether(t *testing.T) {
+	const many, slow = 160, 25 * time.Millisecond // one after the other: four seconds
+	var now, most atomic.Int32
+	socket := engineOn(t, func(w http.ResponseWriter, r *http.Request) {
+		switch path := r.URL.Path; {
+		case ping(w, r, "1.44"):
+		case strings.HasSuffix(path, "/info"):
+			_, _ = io.WriteString(w, `{}`)
+		case strings.HasSuffix(path, "/events"):
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		case strings.HasSuffix(path, "/containers/json"):
+			list := []string{`{"Id":"` + strings.Repeat("f", maxID+1) + `","Names":["/long"],"State":"running"}`}
+			for n := range many {
+				list = append(list, fmt.Sprintf(`{"Id":"%012x","Names":["/c%03d"],"Created":7,"State":"running"}`, n, n))
+			}
+			_, _ = io.WriteString(w, "["+strings.Join(list, ",")+"]")
+		default:
+			n := now.Add(1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			time.Sleep(slow)
+			now.Add(-1)
+			health := "healthy"
+			if strings.Contains(path, "/000000000000/") {
+				health = strings.Repeat("h", 1<<20)
+			}
+			_, _ = fmt.Fprintf(w, `{"Id":"x","State":{"Status":"running","Running":true,"Health":{"Status":%q}},"Config":{"Labels":{"quaymaster.enable":"true"}}}`, health)
+		}
+	})
+	_, h := watchOf(t, plan.EngineSettings{Kind: "docker", Socket: socket}, plan.LabelSettings{Enabled: true})
+	until(t, "all are found", func() bool { return len(strings.Fields(h.names())) == many })
+	if n := most.Load(); n < 2 || n > together {
+		t.Errorf("%d were looked at at once", n)
+	}
+	if got := h.last()[0]; got.Name != "c000" || got.Health != "unknown" {
+		t.Errorf("the first is %s, and its health %.20q", got.Name, got.Health)
+	}
+}
