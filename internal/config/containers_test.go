@@ -180,6 +180,14 @@ func TestABadLabelIsRefusedAlone(t *testing.T) {
 	}
 }
 
+// TestTwoContainersOfOneName are of two engines. The older one has the name.
+func TestTwoContainersOfOneName(t *testing.T) {
+	p, refused := loadWith(t, NewLoader(), "", nil, host("web", 1, "http://a.test"), host("web", 2, "http://b.test"))
+	if r := p.Route("web@podman"); r == nil || r.Match.Domains[0] != "a.test" || len(refused) != 1 || !strings.Contains(said(refused), `another container of this name makes the route "web@podman"`) {
+		t.Errorf("%+v %s", r, said(refused))
+	}
+}
+
 // TestNothingMovesWhenContainersComeAndGo compares pointers over many loads.
 func TestNothingMovesWhenContainersComeAndGo(t *testing.T) {
 	l := NewLoader()
