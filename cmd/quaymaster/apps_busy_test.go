@@ -101,6 +101,26 @@ func TestP10_AnAppTakesItsPortOverFromAnotherApp(t *testing.T) {
 	}
 }
 
+func TestP11_APortIsTakenOverFromAnApp(t *testing.T) {
+	t.Parallel()
+	port, fixed, leases := freePort(t), freePort(t), freePorts(t, 2)
+	head := fmt.Sprintf("app_ports: %d-%d\n", leases, leases+1)
+	rogue := appSites(port, "rogue") + "apps:\n" + appEntry(t, "rogue", fmt.Sprintf("at=%d serve", fixed), `ready: {log: "now listening"}`, "restart: {policy: no}")
+	q := startApps(t, head+rogue)
+	r := q.appIs("rogue", "ready")
+	q.write(head + rogue + fmt.Sprintf("routes: [{name: taken, match: {ports: [{port: %d, take_over: own}]}, action: {respond: {status: 200, body: taken}}}]\n", fixed))
+	var out string
+	q.until("it is taken over", func() (done bool) { // by a later one, when the first is too short
+		var code int
+		out, code = q.cli("reload")
+		return code == 0
+	})
+	if !ended(r.PID) {
+		t.Errorf("pid %d runs on: %s", r.PID, out)
+	}
+	mustFetch(t, fixed, "x.test", "/", "taken")
+}
+
 func TestA07_WhatWasStartedAndNotNotedIsEndedAndStartedOnce(t *testing.T) {
 	t.Parallel()
 	port, leases := freePort(t), freePorts(t, 4)
