@@ -18,6 +18,18 @@ import (
 // routes of the port that write none as high.
 const previewFirst = 1 << 30
 
+// The bounds of where previews are: with the longest name of an app behind or before it, either is still a path or a name.
+const (
+	maxPreviewPath   = 255
+	maxPreviewDomain = 189
+)
+
+// strange reports whether a character of a path has a meaning of its own somewhere: to the matching of paths, in a cookie or
+// in a Location.
+func strange(c rune) bool {
+	return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("/-._~@+=", c)
+}
+
 // previewBalance is how the upstream of a preview is used: an app has one instance.
 var previewBalance = plan.Balance{Policy: "round_robin"}
 
@@ -62,10 +74,10 @@ func (l *load) previewPlace() *plan.Previews {
 	}
 	set.Addrs = sorted(set.Addrs, plan.Addr.Compare)
 	before := len(l.errs)
-	if text := set.Path; text == "" || text != path.Clean(text) || strings.ContainsAny(text, "*:%\\ {}") {
+	if text := set.Path; text == "" || text != path.Clean(text) || len(text) > maxPreviewPath || strings.IndexFunc(text, strange) >= 0 {
 		l.fault("previews.path", "write a path such as /app/preview", "%q cannot stand before the names of apps", string(f.Path))
 	}
-	if plan.IsIP(set.Domain) || set.Domain == "" {
+	if plan.IsIP(set.Domain) || set.Domain == "" || len(set.Domain) > maxPreviewDomain {
 		l.fault("previews.domain", "write localhost, or a name of your own", "nothing can stand below %q", string(f.Domain))
 	}
 	if len(l.errs) > before {

@@ -96,15 +96,19 @@ func TestAPreviewThatDidNotChangeIsTheSamePointer(t *testing.T) {
 func TestPreviewMistakes(t *testing.T) {
 	const app = "apps: {web: {command: x, preview: true%s}}\n"
 	for text, want := range map[string]string{
-		"previews: {path: /}\n" + fmt.Sprintf(app, ""):                    "cannot stand before the names of apps",
-		"previews: {path: /a/../b}\n" + fmt.Sprintf(app, ""):              "cannot stand before",
-		"previews: {path: \"/:x\"}\n" + fmt.Sprintf(app, ""):              "cannot stand before",
-		"previews: {path: app}\n" + fmt.Sprintf(app, ""):                  "does not begin with a slash",
-		"previews: {domain: 127.0.0.1}\n" + fmt.Sprintf(app, ""):          "nothing can stand below",
-		"previews: {bind: localhost}\n" + fmt.Sprintf(app, ""):            "is no IP address",
-		"previews: {port: 0}\n" + fmt.Sprintf(app, ""):                    "port",
-		fmt.Sprintf(app, ", port: 8080"):                                  "8080 is the port of previews at",
-		"metrics: {address: \"127.0.0.1:8080\"}\n" + fmt.Sprintf(app, ""): "is also the port of previews",
+		"previews: {path: /}\n" + fmt.Sprintf(app, ""):                                      "cannot stand before the names of apps",
+		"previews: {path: /a/../b}\n" + fmt.Sprintf(app, ""):                                "cannot stand before",
+		"previews: {path: \"/:x\"}\n" + fmt.Sprintf(app, ""):                                "cannot stand before",
+		"previews: {path: \"/a;b\"}\n" + fmt.Sprintf(app, ""):                               "cannot stand before",
+		"previews: {path: /é}\n" + fmt.Sprintf(app, ""):                                     "cannot stand before",
+		"previews: {path: /" + strings.Repeat("x", 255) + "}\n" + fmt.Sprintf(app, ""):      "cannot stand before",
+		"previews: {domain: " + strings.Repeat("x.", 95) + "test}\n" + fmt.Sprintf(app, ""): "nothing can stand below",
+		"previews: {path: app}\n" + fmt.Sprintf(app, ""):                                    "does not begin with a slash",
+		"previews: {domain: 127.0.0.1}\n" + fmt.Sprintf(app, ""):                            "nothing can stand below",
+		"previews: {bind: localhost}\n" + fmt.Sprintf(app, ""):                              "is no IP address",
+		"previews: {port: 0}\n" + fmt.Sprintf(app, ""):                                      "port",
+		fmt.Sprintf(app, ", port: 8080"):                                                    "8080 is the port of previews at",
+		"metrics: {address: \"127.0.0.1:8080\"}\n" + fmt.Sprintf(app, ""):                   "is also the port of previews",
 	} {
 		_, _, err := tryText(t, text)
 		if err == nil || !strings.Contains(err.Error(), want) {
