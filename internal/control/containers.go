@@ -5,14 +5,19 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/quaymaster/quaymaster/internal/config"
 	"github.com/quaymaster/quaymaster/internal/engine/labels"
 	"github.com/quaymaster/quaymaster/internal/plan"
 )
 
-// shownRefusals is how many refused labels one change logs.
-const shownRefusals = 20
+// What is logged of refused labels: so many for one change, each once in so long, and so many are remembered.
+const (
+	shownRefusals = 20
+	tellAgain     = time.Minute
+	maxTold       = 1000
+)
 
 // Containers follows what the labels of the running containers ask for. A container whose routes cannot be had, such as
 // one that wants a port that is taken, is left out alone and stays left out until it is tried again: with the next list,
@@ -90,8 +95,11 @@ func (l *Loop) label(ctx context.Context, list []labels.Container) error {
 	next.Error, next.LoadedAt = now.Error, now.LoadedAt
 	next.Refused = append(next.Refused, l.unhad...)
 	if changes := plan.Diff(now.Plan, next.Plan); len(changes) > 0 {
+		if err := l.follow(ctx, next); err != nil {
+			return err
+		}
 		l.o.Log.Info("routes of containers changed", "changes", len(changes), "first", changes[0].String(), "containers", len(list))
-		return l.follow(ctx, next)
+		return nil
 	}
 	l.now.Store(next)
 	l.tell(now.Refused, next.Refused)
@@ -138,21 +146,30 @@ func (l *Loop) try(ctx context.Context, o ReloadOptions, compile func([]labels.C
 	return res, err
 }
 
-// tell logs labels that are newly refused, and those that are well again.
+// tell logs labels that are newly refused, each once a minute at the most: a container may come and go as fast as it
+// likes. mu is held.
 func (l *Loop) tell(was, now []config.Refusal) {
-	told := 0
+	news := 0
 	for i := range now {
-		r := &now[i]
-		if slices.Contains(was, *r) {
+		r := now[i]
+		if slices.Contains(was, r) || time.Since(l.told[r]) < tellAgain {
 			continue
 		}
-		if told++; told <= shownRefusals {
-			l.o.Log.Warn("label refused", "container", r.Container, "label", r.Label, "err", r.Message, "remedy", r.Remedy)
-			l.o.Event("label.refused", r.Container, r.String())
+		if news++; news > shownRefusals {
+			continue
 		}
+		if len(l.told) >= maxTold {
+			clear(l.told)
+		}
+		if l.told == nil {
+			l.told = map[config.Refusal]time.Time{}
+		}
+		l.told[r] = time.Now()
+		l.o.Log.Warn("label refused", "container", r.Container, "label", r.Label, "err", r.Message, "remedy", r.Remedy)
+		l.o.Event("label.refused", r.Container, r.String())
 	}
-	if told > shownRefusals {
-		l.o.Log.Warn("more labels refused; the status shows them", "labels", told-shownRefusals)
+	if news > shownRefusals {
+		l.o.Log.Warn("more labels refused; the status shows them", "labels", news-shownRefusals)
 	}
 }
 

@@ -171,3 +171,22 @@ func TestContainers_AnEditWinsAndSaysOverWhom(t *testing.T) {
 	}
 	r.want("a@podman f")
 }
+
+// A container that comes and goes with a bad label is told of once, not each time.
+func TestContainers_ARefusalIsNotRepeated(t *testing.T) {
+	r, _ := labelRig(t, anyPort+one("f"))
+	for range 50 {
+		r.contain(box("a", "no host"), box("b", "http://b.test"))
+		r.contain(box("b", "http://b.test"))
+	}
+	r.contain(box("a", "no host"), box("c", "another one"))
+	n := 0
+	for len(r.events) > 0 {
+		if <-r.events == "label.refused" {
+			n++
+		}
+	}
+	if n != 2 || len(r.loop.Now().Refused) != 2 {
+		t.Errorf("told %d times; refused now: %+v", n, r.loop.Now().Refused)
+	}
+}

@@ -60,8 +60,9 @@ type Loop struct {
 	frozen error      // set once: no change is taken any more
 	timers sync.WaitGroup
 
-	wanted []labels.Container // that were told last; mu guards it
-	unhad  []config.Refusal   // those of them that are left out because their routes cannot be had; mu guards it
+	wanted []labels.Container           // that were told last; mu guards it
+	unhad  []config.Refusal             // those of them that are left out because their routes cannot be had; mu guards it
+	told   map[config.Refusal]time.Time // when it was logged; mu guards it
 }
 
 // State is a committed plan and where it came from. It is immutable.
