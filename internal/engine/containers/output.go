@@ -42,7 +42,10 @@ func (i *instance) hear() {
 	pause := again
 	for i.life.Err() == nil {
 		was := i.log.newest
-		_ = i.stream(i.life, true) // whatever ended it, it is begun again
+		err := i.stream(i.life, true) // whatever ended it, it is begun again
+		if err != nil && !away(err) && !isMissing(err) && i.life.Err() == nil {
+			i.r.sayOnce(i.data.Name, "output cannot be read: "+clip(err.Error()))
+		}
 		if i.log.newest.After(was) {
 			pause = again
 		}
