@@ -16,7 +16,7 @@ run: build
 	./scripts/quickstart $(ARGS)
 
 test-deps:
-	./scripts/deps gcc:build-essential curl:curl openssl:openssl testssl:testssl.sh nginx:nginx certutil:libnss3-tools update-ca-certificates:ca-certificates unshare:util-linux sshd:openssh-server ssh:openssh-client strace:strace podman:podman runc:runc /usr/lib/podman/netavark:netavark iptables:iptables docker-proxy:docker.io dockerd:docker.io containerd:containerd pasta:passt slirp4netns:slirp4netns newuidmap:uidmap ip:iproute2 mount:mount lsof:lsof python3:python3 promtool:prometheus chromium:chromium linux.uml:user-mode-linux systemd-analyze:systemd systemd-socket-activate:systemd
+	./scripts/deps gcc:build-essential curl:curl openssl:openssl testssl:testssl.sh nginx:nginx certutil:libnss3-tools update-ca-certificates:ca-certificates unshare:util-linux sshd:openssh-server ssh:openssh-client strace:strace podman:podman runc:runc /usr/lib/podman/netavark:netavark iptables:iptables docker-proxy:docker.io dockerd:docker.io containerd:containerd pasta:passt slirp4netns:slirp4netns newuidmap:uidmap ip:iproute2 mount:mount lsof:lsof python3:python3 git:git setpriv:util-linux promtool:prometheus chromium:chromium linux.uml:user-mode-linux systemd-analyze:systemd systemd-socket-activate:systemd
 
 test: test-deps
 	$(GO) test -race -timeout 20m ./...
@@ -25,6 +25,12 @@ test: test-deps
 # make run and make test on a Debian that has nothing but Go, git and make; as root. FRESH=--quick runs few of the tests.
 fresh:
 	./scripts/fresh $(FRESH)
+
+# `dev` with a real Vite and a real Next.js project, made by npm in FOLDER (kept for the next time), and a browser.
+test-frameworks:
+	./scripts/deps npm:npm chromium:chromium
+	mkdir -p $(or $(FOLDER),/tmp/quaymaster-frameworks)
+	QM_FRAMEWORKS=$(abspath $(or $(FOLDER),/tmp/quaymaster-frameworks)) $(GO) test -count=1 -timeout 30m -v -run '^TestA18_RealFrameworks' ./cmd/quaymaster
 
 check-deps:
 	@test -x $(GOBIN)/gofumpt || $(GO) install mvdan.cc/gofumpt@v0.12.0

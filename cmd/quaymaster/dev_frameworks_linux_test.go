@@ -106,7 +106,7 @@ func (f *framework) alonePage(t *testing.T, dir string) time.Duration {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		_ = cmd.Wait()
 	}()
-	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
 	untilPage(t, c, fmt.Sprintf("http://127.0.0.1:%d/", port))
 	return time.Since(begun)
 }
@@ -118,7 +118,7 @@ func (f *framework) devPage(t *testing.T, h *devHome, dir string) time.Duration 
 	p := h.dev(dir, []string{"NEXT_TELEMETRY_DISABLED=1"})
 	at := p.said(`will be at (\S+)`)
 	_, port, _ := strings.Cut(strings.TrimPrefix(at, "https://"), ":")
-	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+	c := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // its root is known when the daemon is, and is not waited for
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -133,17 +133,21 @@ func (f *framework) devPage(t *testing.T, h *devHome, dir string) time.Duration 
 	return took
 }
 
+// untilPage asks for a page until it is there, not so often that asking for it keeps it from being made.
 func untilPage(t *testing.T, c *http.Client, at string) {
 	t.Helper()
-	until(t, at, func() bool {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
 		res, err := c.Get(at)
 		if err != nil {
-			return false
+			continue
 		}
 		_, err = io.Copy(io.Discard, res.Body)
 		_ = res.Body.Close()
-		return err == nil && res.StatusCode == 200
-	})
+		if err == nil && res.StatusCode == 200 {
+			return
+		}
+	}
+	t.Fatalf("%s does not show", at)
 }
 
 // hotReload changes a file while a browser shows the page over https: the page changes without being loaded again.

@@ -152,6 +152,9 @@ func (d *devRun) holdNames(ctx context.Context, signals <-chan os.Signal, held c
 		var taken *devTakenError
 		if !errors.As(err, &taken) || d.given || n > 9 || strings.Contains(err.Error(), " in "+d.dir+" (pid ") {
 			close(held)
+			if taken == nil {
+				err = fmt.Errorf("cannot run %s: %w", d.dir, err)
+			}
 			return false, err
 		}
 		d.base = fmt.Sprintf("%s-%d", base, n)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -47,6 +48,9 @@ func node(f folder) (*Project, error) {
 		return nil, nil
 	}
 	manager, by := f.manager()
+	if words, _ := split(p.Scripts[script]); len(words) > 1 && path.Base(bare(words)[0]) == "quaymaster" && slices.Contains(words, "dev") {
+		return nil, fmt.Errorf("the script %s of package.json is quaymaster again; start it with %q", script, manager+" run "+script)
+	}
 	command := []string{manager, "run", script}
 	q := &Project{
 		Source: fmt.Sprintf("script %s of package.json, %s", script, by), Program: manager, Install: installs[manager],

@@ -80,6 +80,7 @@ func TestA18_AFolderThatDoesNotSayHow(t *testing.T) {
 		{"nothing", files("p/readme", ""), "dev script"},
 		{"scripts, and none to start", files("p/package.json", `{"scripts": {"build": "x"}}`), `no script "dev"`},
 		{"broken JSON", files("p/package.json", `{"scripts"`), "package.json cannot be read"},
+		{"a script that is ourselves", files("p/package.json", `{"scripts": {"dev": "npx quaymaster dev -- vite"}}`, "p/yarn.lock", ""), `start it with "yarn run dev"`},
 		{"a library", files("p/go.mod", "module x", "p/x.go", "package x"), "no main package"},
 		{"a generator is no program", files("p/go.mod", "module x", "p/gen.go", "//go:build ignore\n\npackage main"), "no main package"},
 		{"a Procfile without processes", files("p/Procfile", "# none\n"), "names no process"},
