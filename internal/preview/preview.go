@@ -42,11 +42,23 @@ func isIP(host []byte) bool {
 
 // From reports whether a Referer is a page below path on the host that is asked.
 func From(referer, host []byte, path string) bool {
-	rest, ok := onHost(referer, host)
-	if !ok || len(rest) < len(path) || string(rest[:len(path)]) != path {
+	return Below(OnHost(referer, host), path)
+}
+
+// OnHost is what follows the host in a Referer of the host that is asked; nil if it is of another.
+func OnHost(referer, host []byte) []byte {
+	if rest, ok := onHost(referer, host); ok {
+		return rest
+	}
+	return nil
+}
+
+// Below reports whether a page of the host is path or below it.
+func Below(page []byte, path string) bool {
+	if len(page) < len(path) || string(page[:len(path)]) != path {
 		return false
 	}
-	return len(rest) == len(path) || rest[len(path)] == '/' || rest[len(path)] == '?'
+	return len(page) == len(path) || page[len(path)] == '/' || page[len(path)] == '?'
 }
 
 // Same reports whether a URL or an origin is of the host.

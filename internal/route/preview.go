@@ -55,20 +55,28 @@ func (r *rule) previewFault(q *Request, pool *sync.Pool) fault {
 	if r.below != "" && !belowAll(pathOf(q.Target), r.below, pool) {
 		return faultPath
 	}
-	var buf [maxHost]byte
-	host := normalise(buf[:0], q.Host)
-	if _, named := r.shown.hosts[string(host)]; !named && !preview.Local(host, want.Domain) {
+	m := &q.memo
+	if !m.known { // there may be hundreds of previews, and what they ask is the same
+		var buf [maxHost]byte
+		host := normalise(buf[:0], q.Host)
+		_, named := r.shown.hosts[string(host)]
+		from, _ := q.field("Referer")
+		*m = memo{known: true, shows: named || preview.Local(host, want.Domain), page: preview.OnHost(from, q.Host)}
+	}
+	switch {
+	case !m.shows:
 		return faultForeign
-	}
-	if want.From != "" {
-		if from, _ := q.field("Referer"); !preview.From(from, q.Host, want.From) {
-			return faultPage
-		}
-	}
-	if want.Alone && !r.alone(q) {
+	case want.From != "" && !preview.Below(m.page, want.From), want.Alone && !r.alone(q):
 		return faultPage
 	}
 	return faultNone
+}
+
+// memo is what the routes of previews know of one request.
+type memo struct {
+	known bool
+	shows bool   // the host is one for previews
+	page  []byte // of the host, that asks
 }
 
 // belowAll reports whether a path is base or below it under every reading. Base has nothing in it that can be read in two
@@ -80,9 +88,11 @@ func belowAll(path []byte, base string, pool *sync.Pool) bool {
 			return false
 		}
 		c := path[i]
-		if v, ok := unhex(path, i); c == '%' && ok && v != '/' {
-			c = v
-			i += 2
+		if c == '%' {
+			if v, ok := unhex(path, i); ok && v != '/' {
+				c = v
+				i += 2
+			}
 		}
 		if c != base[j] {
 			return false

@@ -199,6 +199,8 @@ type Request struct {
 	TLS     *plan.TLS
 	Conn    *ConnQuery
 	Default bool
+
+	memo memo
 }
 
 // Verdict says how a request was answered.
@@ -223,6 +225,7 @@ func (v Verdict) String() string {
 func (p *Port) Request(q *Request) (*Rule, Verdict) {
 	var buf [maxHost]byte
 	host := normalise(buf[:0], q.Host)
+	q.memo = memo{}
 	w := walk{q: q, client: plainAddr(q.Client), scratch: p.scratch, best: noRank}
 	if q.TLS != nil {
 		return p.secureRequest(&w, host)
