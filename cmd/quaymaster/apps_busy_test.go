@@ -85,6 +85,30 @@ func TestP10_AnAppTakesItsPortOverWhereItMay(t *testing.T) {
 	if !runs(client) {
 		t.Error("a client of the port was ended")
 	}
+	if os.Geteuid() != 0 {
+		return // what follows needs a process of another user
+	}
+	// Another number, which a stranger has as well: the old one serves until the new one does.
+	other := freePort(t)
+	stranger = holderOf(t, "stubborn", other, 65534)
+	moved := strings.Replace(entry, strconv.Itoa(fixed), strconv.Itoa(other), 1)
+	q.reload("port_policy: {take_over: any}\n" + appSites(port, "web") + "apps:\n" + moved)
+	q.until("it is refused", func() bool {
+		return strings.Contains(q.app("web").Reason, "it belongs to user") || strings.Contains(q.app("web").Reason, "is not ended")
+	})
+	if now := q.app("web"); now.PID != a.PID || answer(t, port, "web") != a.PID || !runs(stranger) {
+		t.Errorf("%+v, was %+v", now, a)
+	}
+	_ = stranger.Process.Kill()
+	_ = stranger.Wait()
+	_ = holderOf(t, "echo", other, 0)
+	if out, code := q.cli("apps", "start", "web"); code != 0 {
+		t.Error(out)
+	}
+	q.until("it has moved", func() bool { n := q.app("web"); return n.State == "ready" && n.Port == other })
+	if now := q.app("web"); answer(t, port, "web") != now.PID || now.PID == a.PID {
+		t.Errorf("%+v, was %+v", now, a)
+	}
 }
 
 func TestP10_AnAppTakesItsPortOverFromAnotherApp(t *testing.T) {

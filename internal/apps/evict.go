@@ -15,10 +15,11 @@ const (
 )
 
 // evict ends who has the port of the app, where that is allowed, and then starts the app. Nothing is started meanwhile.
-func (a *app) evict(e *run.PortError, text string) {
+// Where it is not, failed is called with the reason.
+func (a *app) evict(e *run.PortError, text string, failed func(reason string)) {
 	a.evicted = slices.DeleteFunc(a.evicted, func(t time.Time) bool { return time.Since(t) > evictWindow })
 	if len(a.evicted) >= evictMost {
-		a.tryLater(text + "; 3 holders were ended within 10 min and it was taken again each time: something starts them, stop that first")
+		failed(text + "; 3 holders were ended within 10 min and it was taken again each time: something starts them, stop that first")
 		return
 	}
 	want, was := a.want, a.lease
@@ -29,16 +30,13 @@ func (a *app) evict(e *run.PortError, text string) {
 		if err == nil && was != nil && was.Port() == e.Port {
 			err = reclaim(ctx, was)
 		}
-		a.post(func() { a.hasEvicted(text, ended, err) })
+		a.post(func() {
+			if ended {
+				a.evicted = append(a.evicted, time.Now())
+			}
+			if err != nil {
+				failed(text + "; " + err.Error())
+			}
+		})
 	})
-}
-
-// hasEvicted is the end of it.
-func (a *app) hasEvicted(text string, ended bool, err error) {
-	if ended {
-		a.evicted = append(a.evicted, time.Now())
-	}
-	if err != nil {
-		a.tryLater(text + "; " + err.Error())
-	}
 }

@@ -74,7 +74,7 @@ func (a *app) portTaken(e *run.PortError) {
 	case a.want.OnPortBusy == "fail":
 		a.fail(text + "; free it, or write another one, then \"quaymaster apps start " + a.name + "\"")
 	case a.want.OnPortBusy == "take_over" && e.Port != 0 && a.s.opt.Evict != nil:
-		a.evict(e, text)
+		a.evict(e, text, a.tryLater)
 	case a.want.OnPortBusy == "next" && e.Port != 0 && a.want.Port == 0 && a.want.Socket != "unix" && a.busy <= busyPorts:
 		a.anew = true
 		a.s.opt.Log.Warn("app goes to another port", "app", a.name, "port", e.Port, "reason", text)

@@ -110,6 +110,8 @@ func (a *app) unstarted(i *instance, err error, beside bool) {
 		a.dark, a.why, a.pause = true, away.Text, time.Now().Add(darkPause)
 	case beside && errors.As(err, &port) && i.spec.OnPortBusy == "next" && a.busy < busyPorts:
 		a.busy++ // another one is tried at once
+	case beside && errors.As(err, &port) && i.spec.OnPortBusy == "take_over" && a.s.opt.Evict != nil:
+		a.evict(port, a.taken(port), func(reason string) { a.refuse(i, errors.New(reason)) })
 	case beside:
 		a.refuse(i, err)
 	case errors.As(err, &port):
@@ -337,7 +339,7 @@ func (a *app) replace() {
 		a.retire(a.cur)
 		return
 	}
-	if a.next == nil && len(a.waitsFor()) == 0 {
+	if a.next == nil && a.working == 0 && len(a.waitsFor()) == 0 {
 		a.next = a.launch(a.cur.lease != nil)
 	}
 }
