@@ -69,7 +69,7 @@ func TestA02_ManyWakeAnAppThatSleepsOnce(t *testing.T) {
 func TestA02_WhoWaitsTooLongIsToldWhy(t *testing.T) {
 	t.Parallel()
 	f := newFloor(t, app("web", "mute", func(a *plan.App) {
-		a.Start, a.IdleStop, a.Ready.Timeout = "on_request", time.Hour, 300*time.Millisecond
+		a.Start, a.IdleStop, a.Ready.Timeout = "on_request", time.Hour, 2*time.Second
 	}))
 	err := f.apps.Wake(context.Background(), "web")
 	var wake *apps.WakeError

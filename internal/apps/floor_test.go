@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 
 	"github.com/quaymaster/quaymaster/internal/apps"
 	"github.com/quaymaster/quaymaster/internal/apps/launch"
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 	if how := os.Getenv("QM_APP"); how != "" {
 		child(how)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // child is an app. How is a list of words.
