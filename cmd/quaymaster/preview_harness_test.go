@@ -172,6 +172,7 @@ const r = {main: window.main};
 r.mod = await within("mod", (async () => { while (!window.mod) await new Promise(f => setTimeout(f, 20)); return window.mod })());
 r.css = getComputedStyle(document.documentElement).getPropertyValue("--app").trim();
 r.fetch = await within("fetch", fetch("/api?a=b&c=%%20d", {method: "POST", body: "hello"}).then(a => a.text()));
+r.upload = await within("upload", fetch("/api?big", {method: "POST", body: "x".repeat(4 << 20)}).then(a => a.text()).then(t => String(t.length)));
 r.worker = await within("worker", new Promise(done => { const w = new Worker("/worker.js"); w.onmessage = e => done(e.data); w.onerror = () => done("error") }));
 r.events = await within("events", new Promise(done => { const e = new EventSource("/events"); e.onmessage = m => { e.close(); done(m.data) } }));
 r.socket = await within("socket", new Promise(done => {
@@ -228,7 +229,7 @@ func shows(t *testing.T, tab context.Context, expression string) string {
 }
 
 // visited opens a page of previewPages and returns what it found out.
-func visited(t *testing.T, tab context.Context, url string) (r struct{ Main, Mod, CSS, Fetch, Worker, Events, Socket string }) {
+func visited(t *testing.T, tab context.Context, url string) (r struct{ Main, Mod, CSS, Fetch, Upload, Worker, Events, Socket string }) {
 	t.Helper()
 	visit(t, tab, url)
 	text := shows(t, tab, `document.body.dataset.result`)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -50,7 +51,7 @@ func TestA03_AbsoluteLinksWorkInABrowser(t *testing.T) {
 		{"one", byPath + "one/", "/app/preview/one", "error"},
 	} {
 		r := visited(t, tab, c.base)
-		if r.Main != c.name || r.Mod != c.name || r.CSS != c.name || r.Fetch != c.name+" POST /api?a=b&c=%20d hello" || r.Worker != c.name || r.Events != c.name || r.Socket != c.socket {
+		if r.Main != c.name || r.Mod != c.name || r.CSS != c.name || r.Fetch != c.name+" POST /api?a=b&c=%20d hello" || r.Upload != strconv.Itoa(len(c.name+" POST /api?big ")+(4<<20)) || r.Worker != c.name || r.Events != c.name || r.Socket != c.socket {
 			t.Errorf("%s: %+v", c.base, r)
 		}
 		shows(t, tab, `(document.querySelector("#home").click(), 1)`)

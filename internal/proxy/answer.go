@@ -36,6 +36,9 @@ func (d *redirect) serve(t *turn) {
 		redirectTLS(t.ex, d.status, false)
 		return
 	}
+	if t.r.Plan.Match.Preview != nil {
+		t.sink()
+	}
 	to := d.location.value(t)
 	if d.rooted {
 		to = rooted(to)

@@ -169,6 +169,31 @@ func (f *forward) slash(t *turn) {
 	sendRedirect(t.ex, http.StatusPermanentRedirect, to)
 }
 
+// maxSunk bounds a body that is read for nothing.
+const maxSunk = 256 << 20
+
+// sink reads the body of a request that is sent elsewhere with it: browsers take no answer before they have sent all. One
+// who waits to be told to go on has not begun.
+func (t *turn) sink() {
+	if t.ex.Body.Len() == 0 || t.ex.Req.Expect {
+		return
+	}
+	p, _ := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(p)
+	for left := maxSunk; left > 0; {
+		if stall := t.r.Plan.Timeouts.BodyStall; stall > 0 {
+			t.ex.Body.Deadline(time.Now().Add(stall))
+		}
+		n, err := t.ex.Body.Read((*p)[:min(left, len(*p))])
+		t.ex.Log.In += int64(n)
+		t.r.in.Add(int64(n))
+		left -= n
+		if err != nil { // the end, or a client that does not go on: the connection says so
+			return
+		}
+	}
+}
+
 // under puts what the answer says of paths below the prefix of the preview, and notes in the browser that it has opened it.
 func (f *forward) under(t *turn) {
 	for i := range t.in.Fields {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -79,6 +80,24 @@ func TestPreviewWithoutItsSlash(t *testing.T) {
 	}
 	if h.ask("GET", "/p/web?x"); tg.last(t).RequestURI != "/?x" {
 		t.Errorf("a program: %s", tg.last(t).RequestURI)
+	}
+}
+
+func TestPreviewTakesAnUploadBeforeItSendsItElsewhere(t *testing.T) {
+	w := &wish{action: plan.Redirect{To: "/p/web{path}?{query}", Status: 307}}
+	h := build(t, w)
+	h.route.Plan.Match.Preview = &plan.PreviewMatch{App: "web"}
+	c := h.dial()
+	body := strings.Repeat("x", 8<<20)
+	for range 2 { // on one connection
+		c.say("POST /a?b HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
+		if a := c.answer("POST"); a.StatusCode != 307 || a.Header.Get("Location") != "/p/web/a?b" {
+			t.Fatalf("%d %v", a.StatusCode, a.Header)
+		}
+	}
+	c.say("POST /a HTTP/1.1\r\nHost: www.example.com\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n")
+	if a := c.answer("POST"); a.StatusCode != 307 {
+		t.Errorf("who waits: %d", a.StatusCode)
 	}
 }
 
