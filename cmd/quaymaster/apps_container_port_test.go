@@ -25,7 +25,10 @@ func TestA19_EngineRefusesThePort(t *testing.T) {
 	if out, code := q.cli("apps", "stop", "web"); code != 0 || q.app("web").Port != 32100 { // which is held by us now
 		t.Fatalf("%d %s", code, out)
 	}
-	p.spawn(nil, python, "-c", "import socket, time\ns = socket.socket()\nwhile True:\n  try:\n    s.bind(('127.0.0.1', 32100)); break\n  except OSError: time.sleep(0.001)\ns.listen()\ntime.sleep(3600)")
+	trying := p.dir + "/trying"
+	p.spawn(nil, python, "-c", "import socket, time\ns = socket.socket()\nwhile True:\n  try:\n    s.bind(('127.0.0.1', 32100)); break\n"+
+		"  except OSError: open('"+trying+"', 'w'); time.sleep(0.001)\ns.listen()\ntime.sleep(3600)")
+	until(t, "somebody waits for the port", func() bool { _, err := os.Stat(trying); return err == nil })
 	if out, code := q.cli("apps", "start", "web"); code != 0 {
 		t.Fatalf("%d %s", code, out)
 	}
