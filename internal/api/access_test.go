@@ -290,6 +290,10 @@ func TestAccess_AMemberOfTheGroupMakesAppsOfItsOwn(t *testing.T) {
 		{4242, `{"user": "4242"}`, true},
 		{4242, `{"user": "4242", "user": "root"}`, false},
 		{4242, `{"user": "4242", "image": "x"}`, false},
+		{4242, `{"user": "4242", "inherit_env": true}`, false}, // it would say what the daemon knows
+		{4242, `{"user": "4242", "inherit_env": "yes"}`, false},
+		{4242, `{"user": "4242", "inherit_env": false}`, true},
+		{0, `{"user": "root", "inherit_env": true}`, true},
 		{4242, `not JSON`, false},
 	} {
 		r, _ := http.NewRequest("PUT", "/v1/apps/web", nil)

@@ -25,9 +25,13 @@ func (a *API) admitApps(r *http.Request, apps ...json.RawMessage) error {
 	for _, text := range apps {
 		var app struct {
 			User  string `json:"user"`
-			Image any    `json:"image"` // whose user is one of the container
+			Image any    `json:"image"`       // whose user is one of the container
+			Ours  any    `json:"inherit_env"` // what we were given, secrets too
 		}
 		_ = json.Unmarshal(text, &app) // what it is not is said when it is read
+		if app.Ours != nil && app.Ours != false {
+			return problem(http.StatusForbidden, "an app with inherit_env is told what the daemon was told, secrets too: only root and the daemon's own user may make one, or everybody who may write where admin.allow names run; write what it needs under env")
+		}
 		if app.Image != nil || !isPeer(r, app.User) {
 			return problem(http.StatusForbidden, "an app runs a command: only root and the daemon's own user may make one on the admin socket, and others with their own name as its user; add run to admin.allow to let everybody make apps who may write")
 		}
