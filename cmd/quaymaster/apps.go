@@ -68,7 +68,7 @@ func (s *shell) printApps(list []api.App) {
 		if a.Memory > 0 {
 			mem = fmt.Sprintf("%.1f MiB", float64(a.Memory)/(1<<20))
 		}
-		if a.CPU > 0 {
+		if a.Memory > 0 || a.CPU > 0 { // it is measured
 			cpu = fmt.Sprintf("%.1f s", a.CPU)
 		}
 		rows = append(rows, []string{a.Name, a.State, port, a.URL, pid, up, strconv.Itoa(a.Restarts), mem, cpu, a.Reason})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -103,6 +104,8 @@ func quickstartServing(t *testing.T, dir string, uid int) (cmd *exec.Cmd, daemon
 	return cmd, s.PID, apps
 }
 
+var appsRow = regexp.MustCompile(`(?m)^one +ready +\d+ +http://one\.localhost:\d+ +\d+ +\d+ s +0 +[\d.]+ MiB +[\d.]+ s +-$`)
+
 func TestD07_TheQuickstartRunsWhateverWasBefore(t *testing.T) {
 	t.Parallel()
 	uid := os.Getuid()
@@ -113,6 +116,9 @@ func TestD07_TheQuickstartRunsWhateverWasBefore(t *testing.T) {
 			before, after, _ := strings.Cut(out, "\n$ curl ")
 			if !strings.Contains(before, "two     sleeping") || !strings.Contains(after, "two     ready") {
 				t.Errorf("two did not sleep first:\n%s", out)
+			}
+			if !appsRow.MatchString(after) || !regexp.MustCompile(`(?m)^APP +STATE +PORT +URL +PID +UPTIME +RESTARTS +MEMORY +CPU +REASON$`).MatchString(after) {
+				t.Errorf("a table of apps without one of its columns:\n%s", after)
 			}
 		}
 	})
