@@ -22,7 +22,7 @@ type Refusal = labels.Refusal
 const (
 	maxLabelled = 1000 // containers
 	maxRounds   = 10   // in which routes are taken out that contradict something
-	maxSingly   = 200  // routes that are tried one by one where nobody can be named
+	maxSingly   = 200  // loads in which routes are tried where nobody can be named
 )
 
 // labelled is what one load knows of the routes of containers.
@@ -60,26 +60,42 @@ func (l *Loader) LoadWith(sources []Source, layer *Layer, list []labels.Containe
 	return l.singly(sources, layer, asked, refused)
 }
 
-// singly adds the routes of containers one by one: together they make a mistake at which none of them is named.
+// singly adds the routes of containers by halves: together they make a mistake at which none of them is named.
 func (l *Loader) singly(sources []Source, layer *Layer, asked *labelled, refused []Refusal) (*plan.Plan, []Warning, []Refusal, error) {
-	for i := range asked.asked {
-		asked.out[asked.asked[i].Name] = true
-	}
 	all, from := asked.asked, asked.sources
 	for i := range all {
-		r := &all[i]
-		message, remedy := fmt.Sprintf("more than %d routes of labels contradict something", maxSingly), "mend those that are named first"
-		if i < maxSingly {
-			delete(asked.out, r.Name)
+		asked.out[all[i].Name] = true
+	}
+	loads := 0
+	var add func(lo, hi int)
+	add = func(lo, hi int) {
+		if lo == hi {
+			return
+		}
+		message, remedy := fmt.Sprintf("it was not found out within %d tries what it contradicts", maxSingly), "mend the labels that are named first"
+		if loads++; loads <= maxSingly {
+			for i := lo; i < hi; i++ {
+				delete(asked.out, all[i].Name)
+			}
 			_, _, err := l.once(sources, layer, asked)
 			if err == nil {
-				continue
+				return
+			}
+			for i := lo; i < hi; i++ {
+				asked.out[all[i].Name] = true
+			}
+			if hi-lo > 1 {
+				add(lo, (lo+hi)/2)
+				add((lo+hi)/2, hi)
+				return
 			}
 			message, remedy = reasonOf(err)
-			asked.out[r.Name] = true
 		}
-		refused = append(refused, Refusal{Container: from[i], Label: r.HostLabel, Message: message, Remedy: remedy})
+		for i := lo; i < hi; i++ {
+			refused = append(refused, Refusal{Container: from[i], Label: all[i].HostLabel, Message: message, Remedy: remedy})
+		}
 	}
+	add(0, len(all))
 	p, warnings, err := l.once(sources, layer, asked)
 	return p, warnings, append(asked.refused, refused...), err
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -249,6 +250,23 @@ func TestALabelThatNobodyIsBlamedForIsFound(t *testing.T) {
 	p, refused := loadWith(t, NewLoader(), file, nil, host("a", 1, "http://a.test"), host("b", 2, "http://b.test:9055"), host("c", 3, "http://c.test:9001"))
 	if p.Route("a@podman") == nil || p.Route("b@podman") != nil || p.Route("c@podman") == nil || len(refused) != 1 || !strings.Contains(said(refused), "container b (podman): label quaymaster.host: 9050-9060 covers :9055") {
 		t.Errorf("%s", said(refused))
+	}
+}
+
+// TestManyThatNobodyIsBlamedForAreBounded: the work of finding them is, and whoever is not found out is refused.
+func TestManyThatNobodyIsBlamedForAreBounded(t *testing.T) {
+	const file = "engine: {ports: [80, \"9000-9200\"]}\napp_ports: 9050-9060\n"
+	list := make([]labels.Container, 0, 300)
+	for i := range 300 {
+		at := ""
+		if i%2 == 0 {
+			at = ":9055"
+		}
+		list = append(list, host("c"+strconv.Itoa(i), i, "http://h"+strconv.Itoa(i)+".test"+at))
+	}
+	p, refused := loadWith(t, NewLoader(), file, nil, list...)
+	if n := len(p.Routes); n+len(refused) != 300 || n < 40 || n > 150 || !strings.Contains(said(refused), "within 200 tries") {
+		t.Errorf("%d routes, %d refused", n, len(refused))
 	}
 }
 

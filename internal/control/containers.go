@@ -41,7 +41,7 @@ func (l *Loop) relabel(ctx context.Context) error {
 	if !unavailable(err) {
 		return err
 	}
-	// Somebody cannot be had: those that are as they were first, and then one after the other.
+	// Somebody cannot be had: those that are as they were first, and then the others.
 	now := l.now.Load()
 	in := make([]bool, len(l.wanted))
 	for i := range l.wanted {
@@ -50,22 +50,46 @@ func (l *Loop) relabel(ctx context.Context) error {
 	if err := l.label(ctx, picked(l.wanted, in)); err != nil {
 		return err
 	}
+	var rest []int
 	for i := range l.wanted {
-		if in[i] {
-			continue
-		}
-		in[i] = true
-		if err := l.label(ctx, picked(l.wanted, in)); unavailable(err) {
-			in[i] = false
-			l.unhad = append(l.unhad, config.Refusal{
-				Container: l.wanted[i].Source(), Message: "its routes cannot be had: " + err.Error(),
-				Remedy: "it is tried again by itself; `quaymaster ports` shows what is taken",
-			})
-		} else if err != nil {
-			return err
+		if !in[i] {
+			rest = append(rest, i)
 		}
 	}
+	if err := l.add(ctx, in, rest); err != nil {
+		return err
+	}
 	return l.label(ctx, picked(l.wanted, in)) // with those that were left out told
+}
+
+// add follows some more containers, and finds those among them that cannot be had by halves.
+func (l *Loop) add(ctx context.Context, in []bool, more []int) error {
+	if len(more) == 0 {
+		return nil
+	}
+	mark := func(to bool) {
+		for _, i := range more {
+			in[i] = to
+		}
+	}
+	mark(true)
+	err := l.label(ctx, picked(l.wanted, in))
+	if !unavailable(err) {
+		return err
+	}
+	mark(false)
+	if len(more) > 1 {
+		half := len(more) / 2
+		if err := l.add(ctx, in, more[:half]); err != nil {
+			return err
+		}
+		return l.add(ctx, in, more[half:])
+	}
+	l.unhad = append(l.unhad, config.Refusal{
+		Container: l.wanted[more[0]].Source(), Message: "its routes cannot be had: " + err.Error(),
+		Remedy: "it is tried again by itself; `quaymaster ports` shows what is taken",
+	})
+	return nil
 }
 
 func picked(list []labels.Container, in []bool) []labels.Container {

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -188,5 +189,24 @@ func TestContainers_ARefusalIsNotRepeated(t *testing.T) {
 	}
 	if n != 2 || len(r.loop.Now().Refused) != 2 {
 		t.Errorf("told %d times; refused now: %+v", n, r.loop.Now().Refused)
+	}
+}
+
+// Three that cannot be had are found among two hundred without trying each.
+func TestContainers_ThoseThatCannotBeHadAreFoundFast(t *testing.T) {
+	r, _ := labelRig(t, anyPort+one("f"), 9001)
+	list := make([]labels.Container, 0, 200)
+	for i := range 200 {
+		at := fmt.Sprintf("http://h%d.test", i)
+		if i%70 == 3 {
+			at += ":9001"
+		}
+		list = append(list, box(fmt.Sprint("c", i), at))
+	}
+	if left := r.contain(list...); left != 3 || len(r.loop.Now().Plan.Routes) != 198 {
+		t.Errorf("%d are left out, %d routes", left, len(r.loop.Now().Plan.Routes))
+	}
+	if n := strings.Count(r.book.take(), "prepare-a"); n > 60 {
+		t.Errorf("%d tries", n)
 	}
 }

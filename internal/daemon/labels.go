@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"slices"
 	"strconv"
 	"time"
 
@@ -75,6 +76,11 @@ func (d *Daemon) withLabels(ctx context.Context, first *control.Loaded) *control
 	with, err := first.With(list)
 	if err != nil {
 		d.log.Error("routes of containers", "err", err)
+		return first
+	}
+	if d.heir == nil && slices.ContainsFunc(with.Plan.Ports, func(p *plan.Port) bool {
+		return p.Policy.OnBusy == "fail" && !slices.ContainsFunc(first.Plan.Ports, func(own *plan.Port) bool { return own.Addr == p.Addr })
+	}) {
 		return first
 	}
 	return with

@@ -214,7 +214,6 @@ func (w *Watch) Known() map[string][]labels.Container {
 // what an earlier process knew.
 func (w *Watch) First(ctx context.Context, set plan.EngineSettings, lab plan.LabelSettings, before map[string][]labels.Container) ([]labels.Container, error) {
 	seed := map[string][]labels.Container{}
-	var errs []error
 	var places []place
 	if lab.Enabled {
 		places = w.engine.places(set)
@@ -224,14 +223,22 @@ func (w *Watch) First(ctx context.Context, set plan.EngineSettings, lab plan.Lab
 			}
 		}
 	}
-	for _, p := range places {
-		f := &feed{watch: w, place: p, traefik: lab.Traefik}
-		list, err := f.once(ctx)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("container engine at %s: %w", p.path, cause(err)))
-			continue
+	found := make([][]labels.Container, len(places))
+	errs := make([]error, len(places))
+	var wg sync.WaitGroup
+	for i, p := range places {
+		wg.Go(func() {
+			f := &feed{watch: w, place: p, traefik: lab.Traefik}
+			if found[i], errs[i] = f.once(ctx); errs[i] != nil {
+				errs[i] = fmt.Errorf("container engine at %s: %w", p.path, cause(errs[i]))
+			}
+		})
+	}
+	wg.Wait()
+	for i, p := range places {
+		if errs[i] == nil {
+			seed[p.path] = found[i]
 		}
-		seed[p.path] = list
 	}
 	out := []labels.Container{}
 	for _, list := range seed {
