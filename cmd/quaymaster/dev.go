@@ -73,6 +73,7 @@ func (s *shell) dev(ctx context.Context, name string, command []string) error {
 	if err != nil {
 		return err
 	}
+	name = strings.TrimSuffix(name, ".localhost") // as the URL has it
 	d := &devRun{s: s, dir: dir, given: name != ""}
 	d.say = newDevSay(s.out, s.err)
 	if name != "" && !devNames.MatchString(name) {

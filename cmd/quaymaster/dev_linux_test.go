@@ -279,7 +279,7 @@ func TestA18_ANameIsGivenOrTaken(t *testing.T) {
 	t.Run("a name that was said", func(t *testing.T) {
 		q := h.child(h.dir+"/one/web", "serve", "api.shop")
 		p.get(q.ready("api.shop"), "pid ")
-		again := h.child(h.project("three"), "serve", "api.shop")
+		again := h.child(h.project("three"), "serve", "api.shop.localhost") // which is the same
 		if code := again.wait(); code != 1 || !strings.Contains(again.err.String(), "choose another name") {
 			t.Errorf("%d %s", code, again.err)
 		}
