@@ -199,6 +199,9 @@ func (l *load) ask(source string, r *labels.Route, held map[seat]*ref) (message,
 	if message != "" {
 		return message, remedy
 	}
+	if of := l.leasedTo(port.Port.Lo); of != "" {
+		return fmt.Sprintf("port %d is %s", port.Port.Lo, of), "choose another port, or take this one out of engine.ports"
+	}
 	for _, d := range domains {
 		if by := held[seat{string(d), port.Port.Lo}]; by != nil {
 			return fmt.Sprintf("%s on port %d is route %q at %s", d, port.Port.Lo, by.name, place(by.pos(by.at))),
@@ -228,6 +231,25 @@ func (l *load) ask(source string, r *labels.Route, held map[seat]*ref) (message,
 		l.sendThere(source, domains, &port, held, number)
 	}
 	return "", ""
+}
+
+// leasedTo says whose a port is that apps have or may be given; "" if it is nobody's. It is asked before the whole is judged,
+// where the mistake would be one of the file.
+func (l *load) leasedTo(port uint16) string {
+	if r := (plan.PortRange{Lo: l.file.AppPorts.Lo, Hi: l.file.AppPorts.Hi}); l.places["app_ports"].File != "" && r.Has(port) {
+		return "one of app_ports " + r.String()
+	}
+	for name := range l.file.Apps {
+		if uint16(l.file.Apps[name].Port) == port {
+			return "the port of app " + name
+		}
+	}
+	for name := range l.apiApps {
+		if uint16(l.apiApps[name].Port) == port {
+			return "the port of app " + name
+		}
+	}
+	return ""
 }
 
 // words reads hosts and paths.

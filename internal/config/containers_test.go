@@ -106,6 +106,8 @@ func TestWhatLabelsMayHave(t *testing.T) {
 		{"the redirect of a site", sites, "http://b.test", `b.test on port 80 is route "http://b.test" at /q.yaml:1`},
 		{"a host of the file on another port", sites, "http://a.test", ":80"},
 		{"no certificate", "acme: {email: a@b.c}\nengine: {domains: [\"*.example.com\"]}\n", "*.example.com", "dns-01"},
+		{"a port that is leased", "engine: {ports: [\"9000-9100\"]}\napp_ports: 9050-9060\n", "http://x.test:9055", "port 9055 is one of app_ports 9050-9060"},
+		{"the port of an app", "engine: {ports: [\"9000-9100\"]}\napps: {web: {command: x, user: root, port: 9001}}\n", "http://x.test:9001", "port 9001 is the port of app web"},
 		{"two kinds of certificate", "", "x.test, x.example.com", "would get a certificate from a CA"},
 		{"labels off", "engine: {labels: false}\n", "x.test", ""},
 	} {
@@ -243,19 +245,19 @@ func TestMistakesOfTheFileStayItsOwn(t *testing.T) {
 	}
 }
 
-// TestALabelThatNobodyIsBlamedForIsFound: its port is in a range that the file leases to apps, which is said of the file's
-// key, and the label is refused all the same.
+// TestALabelThatNobodyIsBlamedForIsFound: its port is that of the metrics, which is said of the file's key, and the label is
+// refused all the same.
 func TestALabelThatNobodyIsBlamedForIsFound(t *testing.T) {
-	const file = "engine: {ports: [80, \"9000-9100\"]}\napp_ports: 9050-9060\n"
+	const file = "engine: {ports: [80, \"9000-9100\"]}\nmetrics: {address: 127.0.0.1:9055}\n"
 	p, refused := loadWith(t, NewLoader(), file, nil, host("a", 1, "http://a.test"), host("b", 2, "http://b.test:9055"), host("c", 3, "http://c.test:9001"))
-	if p.Route("a@podman") == nil || p.Route("b@podman") != nil || p.Route("c@podman") == nil || len(refused) != 1 || !strings.Contains(said(refused), "container b (podman): label quaymaster.host: 9050-9060 covers :9055") {
+	if p.Route("a@podman") == nil || p.Route("b@podman") != nil || p.Route("c@podman") == nil || len(refused) != 1 || !strings.Contains(said(refused), "container b (podman): label quaymaster.host: 127.0.0.1:9055 is also") {
 		t.Errorf("%s", said(refused))
 	}
 }
 
 // TestManyThatNobodyIsBlamedForAreBounded: the work of finding them is, and whoever is not found out is refused.
 func TestManyThatNobodyIsBlamedForAreBounded(t *testing.T) {
-	const file = "engine: {ports: [80, \"9000-9200\"]}\napp_ports: 9050-9060\n"
+	const file = "engine: {ports: [80, \"9000-9200\"]}\nmetrics: {address: 127.0.0.1:9055}\n"
 	list := make([]labels.Container, 0, 300)
 	for i := range 300 {
 		at := ""
