@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -225,7 +226,9 @@ func TestA21_UnixSocketsOfAppsTargetsAndListeners(t *testing.T) {
 	}
 	byFront := func() string {
 		t.Helper()
-		client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", front) }}}
+		client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", front)
+		}}}
 		res, err := client.Get("http://web.test/")
 		if err != nil {
 			t.Fatal(err)
