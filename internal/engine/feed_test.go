@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,6 +20,8 @@ import (
 type odd struct {
 	lists  atomic.Int32
 	labels string // JSON
+	about  string // its security options, JSON; "" = as an engine with root
+	ip     string // of the container; "" = far away
 	broken atomic.Bool
 	events http.HandlerFunc
 }
@@ -27,7 +30,7 @@ func (o *odd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch path := r.URL.Path; {
 	case ping(w, r, "1.44"):
 	case strings.HasSuffix(path, "/info"):
-		_, _ = io.WriteString(w, `{"SecurityOptions":["name=seccomp,profile=default"]}`)
+		_, _ = io.WriteString(w, `{"SecurityOptions":["name=seccomp,profile=default"`+o.about+`]}`)
 	case strings.HasSuffix(path, "/events"):
 		w.WriteHeader(http.StatusOK)
 		w.(http.Flusher).Flush()
@@ -42,7 +45,7 @@ func (o *odd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)
 	default:
 		_, _ = fmt.Fprintf(w, `{"Id":"abc","Name":"/web","State":{"Status":"running","Running":true,"Health":{"Status":"healthy"}},"Config":{"Labels":%s,"ExposedPorts":{"80/tcp":{},"53/udp":{},"81/tcp":{}}},
-			"HostConfig":{"NetworkMode":"bridge"},"NetworkSettings":{"Ports":{"80/tcp":[{"HostIp":"::","HostPort":"32768"},{"HostIp":"0.0.0.0","HostPort":"32768"}]},"Networks":{"far":{"IPAddress":"203.0.113.7"}}}}`, o.labels)
+			"HostConfig":{"NetworkMode":"bridge"},"NetworkSettings":{"Ports":{"80/tcp":[{"HostIp":"::","HostPort":"32768"},{"HostIp":"0.0.0.0","HostPort":"32768"}]},"Networks":{"far":{"IPAddress":"%s"}}}}`, o.labels, cmp.Or(o.ip, "203.0.113.7"))
 	}
 }
 
@@ -67,6 +70,22 @@ func TestWatch_AContainerIsWhatItsEngineSays(t *testing.T) {
 		`"Networks":[{"Name":"far","IP":"203.0.113.7","Near":false}],"Health":"healthy"}`
 	if err != nil || string(got) != want {
 		t.Errorf("%v\n got %s\nwant %s", err, got, want)
+	}
+}
+
+// TestWatch_AnAddressIsNearWhereTheEngineHasRoot: the same address is somebody else's where it has not.
+func TestWatch_AnAddressIsNearWhereTheEngineHasRoot(t *testing.T) {
+	own := interfaces()
+	if len(own) == 0 {
+		t.Skip("this machine has no interface but its loopback")
+	}
+	ip := own[0].Addr().Next().String()
+	for about, want := range map[string]bool{"": true, `,"name=rootless"`: false} {
+		_, h := watchOdd(t, &odd{about: about, ip: ip})
+		until(t, "it is found", func() bool { return h.names() == "web" })
+		if got := h.last()[0].Networks[0]; got.Near != want || got.IP.String() != ip {
+			t.Errorf("%q: %+v", about, got)
+		}
 	}
 }
 
