@@ -11,9 +11,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/quaymaster/quaymaster/internal/ports"
 )
 
 // Client talks to a running daemon over its admin socket. A refusal comes back as *Problem, and a daemon that cannot
@@ -49,6 +52,11 @@ func NewClient(socket string) *Client {
 	c := &Client{socket: socket}
 	c.http.Transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if os.Geteuid() != 0 { // root may be asked to speak with anybody's
+				if err := ports.Folder(socket); err != nil {
+					return nil, &Unreachable{Socket: socket, Err: err}
+				}
+			}
 			d := net.Dialer{Timeout: 5 * time.Second}
 			conn, err := d.DialContext(ctx, "unix", socket)
 			if err != nil {

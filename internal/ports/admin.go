@@ -42,6 +42,9 @@ func (ps *Ports) ListenAdmin(path, mode, group string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make the folder of the admin socket: %w; set admin.socket to a folder that user %d may write", err, os.Getuid())
 	}
+	if err := Folder(path); err != nil {
+		return nil, fmt.Errorf("cannot have the admin socket: %w", err)
+	}
 	a := plan.Addr{Network: plan.Unix, Path: path}
 	s, err := ps.bindAdmin(a, os.FileMode(bits))
 	if err != nil {
