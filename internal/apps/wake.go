@@ -99,7 +99,7 @@ func (a *app) settle(state State, reason string) {
 	}
 	left := a.asked[:0]
 	for _, q := range a.asked {
-		over := a.living() == 0
+		over := a.living() == 0 || a.on // somebody has started it again: that is how far it has come about
 		if !q.stop {
 			over = state == Ready || state == Unhealthy || state == BackingOff || state == CrashLooping || state == Failed || state == Unknown || !a.on
 		}
