@@ -32,7 +32,15 @@ func run(t *testing.T, line string) (*Leash, *bufio.Reader) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Stop(Kill); <-l.Done() })
+	t.Cleanup(func() {
+		l.Stop(Kill)
+		select {
+		case <-l.Done():
+		case <-time.After(5 * time.Second): // what it was to end may live; the test has failed
+			_ = syscall.Kill(l.PID, syscall.SIGKILL)
+			_ = syscall.Kill(l.Keeper, syscall.SIGKILL)
+		}
+	})
 	return l, bufio.NewReader(r)
 }
 
@@ -53,11 +61,18 @@ func over(t *testing.T, l *Leash, r *bufio.Reader) (Exit, string) {
 	case <-time.After(30 * time.Second):
 		t.Fatal("it has not ended")
 	}
-	rest, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
+	heard := make(chan string, 1)
+	go func() {
+		rest, _ := io.ReadAll(r)
+		heard <- string(rest)
+	}()
+	select {
+	case rest := <-heard:
+		return l.Exit(), rest
+	case <-time.After(10 * time.Second):
+		t.Fatal("somebody still has its output")
+		return Exit{}, ""
 	}
-	return l.Exit(), string(rest)
 }
 
 func alive(t *testing.T, pid string) bool {
