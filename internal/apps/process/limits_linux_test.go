@@ -101,7 +101,8 @@ func inAKernelOfItsOwn(t *testing.T) {
 	if err := os.Mkdir(dir+"/tmp", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(kernel, "mem=512M", "rootfstype=hostfs", "rootflags=/", "rw", "init="+dir+"/init", "con=null", "con0=null,null", "umid=quaymaster-"+filepath.Base(filepath.Dir(dir)), "uml_dir="+dir)
+	cmd := exec.Command(kernel, "mem=256M", "rootfstype=hostfs", "rootflags=/", "rw", "init="+dir+"/init", "con=null", "con0=null,null", "umid=quaymaster-"+filepath.Base(filepath.Dir(dir)), "uml_dir="+dir)
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir) // where its memory is; /dev/shm may be small
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -111,6 +112,9 @@ func inAKernelOfItsOwn(t *testing.T) {
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	late.Stop()
 	out, err := os.ReadFile(dir + "/out")
+	if errors.Is(err, os.ErrNotExist) && os.Getenv("CI") == "" {
+		t.Skip("linux.uml does not come up here")
+	}
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
 		t.Errorf("%v\n%s", err, out)
 	}
