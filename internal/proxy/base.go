@@ -45,7 +45,10 @@ func (b *based) Read(p []byte) (int, error) {
 		}
 		n, err := b.Body.Read(b.head[len(b.head):cap(b.head)])
 		b.head = b.head[:len(b.head)+n]
-		at, more := preview.Base(b.head, b.prefix)
+		at, more := -1, true
+		if bytes.IndexByte(b.head[len(b.head)-n:], '>') >= 0 { // else no tag has ended: who says it byte by byte is not read anew for each
+			at, more = preview.Base(b.head, b.prefix)
+		}
 		b.found = !more || len(b.head) == cap(b.head)
 		if at >= 0 {
 			b.head = bytes.Join([][]byte{b.head[:at], b.head[at:]}, []byte(b.prefix))

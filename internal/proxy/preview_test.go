@@ -156,9 +156,13 @@ func TestPreviewPutsTheBaseOfPagesBelowItsPath(t *testing.T) {
 		if r.URL.Path == "/late" {
 			page = long + `<base href="/">`
 		}
-		for _, part := range []string{page[:18], page[18:24], page[24:]} {
+		parts := []string{page[:18], page[18:24], page[24:]}
+		if r.URL.Path == "/bytes" {
+			parts = append(strings.Split(page[:60], ""), page[60:])
+		}
+		for _, part := range parts {
 			_, _ = w.Write([]byte(part))
-			if r.URL.Path == "/parts" {
+			if r.URL.Path == "/parts" || r.URL.Path == "/bytes" {
 				_ = http.NewResponseController(w).Flush()
 			}
 		}
@@ -175,6 +179,7 @@ func TestPreviewPutsTheBaseOfPagesBelowItsPath(t *testing.T) {
 		}{
 			{"GET", "/", "text/html", "", true},
 			{"GET", "/parts", "Text/HTML; charset=utf-8", "", true},
+			{"GET", "/bytes", "text/html", "", true},
 			{"GET", "/", "text/plain", "", false},
 			{"GET", "/", "text/html", "br", false},
 			{"GET", "/late", "text/html", "", false},
