@@ -211,8 +211,11 @@ func (f *feed) ask(ctx context.Context, c *link) ([]labels.Container, error) {
 		}
 	}
 	if f.known == nil {
-		f.known = map[string]*labels.Container{}
-		f.near = f.reachable(ctx, c)
+		near, err := reachable(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		f.known, f.near = map[string]*labels.Container{}, near
 	}
 	for id := range f.known {
 		if found[id] == nil {
@@ -281,12 +284,12 @@ func oldestFirst(list []labels.Container) {
 
 // reachable reports whether this host is where the engine makes its networks. One without root makes them elsewhere, and
 // an address there may be another container's here.
-func (f *feed) reachable(ctx context.Context, c *link) bool {
+func reachable(ctx context.Context, c *link) (bool, error) {
 	res, err := c.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		return false
+		return false, err
 	}
-	return !slices.ContainsFunc(res.Info.SecurityOptions, func(s string) bool { return strings.Contains(s, "rootless") })
+	return !slices.ContainsFunc(res.Info.SecurityOptions, func(s string) bool { return strings.Contains(s, "rootless") }), nil
 }
 
 // interfaces are the networks that this host is in.
@@ -311,7 +314,10 @@ func (f *feed) look(ctx context.Context, c *link, item *container.Summary, nearb
 	if in.State == nil || !in.State.Running || in.State.Paused || in.Config == nil {
 		return nil, nil
 	}
-	out := &labels.Container{Name: nameOf(item), Engine: *c.kind.Load(), Created: item.Created, Labels: map[string]string{}}
+	out := &labels.Container{Name: nameOf(item), Engine: *c.kind.Load(), Created: item.Created * int64(time.Second), Labels: map[string]string{}}
+	if at, err := time.Parse(time.RFC3339Nano, in.Created); err == nil { // else to the second
+		out.Created = at.UnixNano()
+	}
 	size := 0
 	for k, v := range in.Config.Labels {
 		if labels.Ours(k) {

@@ -44,7 +44,7 @@ func (o *odd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case o.broken.Load():
 		w.WriteHeader(http.StatusInternalServerError)
 	default:
-		_, _ = fmt.Fprintf(w, `{"Id":"abc","Name":"/web","State":{"Status":"running","Running":true,"Health":{"Status":"healthy"}},"Config":{"Labels":%s,"ExposedPorts":{"80/tcp":{},"53/udp":{},"81/tcp":{}}},
+		_, _ = fmt.Fprintf(w, `{"Id":"abc","Name":"/web","Created":"2026-11-21T18:56:56.931929328Z","State":{"Status":"running","Running":true,"Health":{"Status":"healthy"}},"Config":{"Labels":%s,"ExposedPorts":{"80/tcp":{},"53/udp":{},"81/tcp":{}}},
 			"HostConfig":{"NetworkMode":"bridge"},"NetworkSettings":{"Ports":{"80/tcp":[{"HostIp":"::","HostPort":"32768"},{"HostIp":"0.0.0.0","HostPort":"32768"}]},"Networks":{"far":{"IPAddress":"%s"}}}}`, o.labels, cmp.Or(o.ip, "203.0.113.7"))
 	}
 }
@@ -65,7 +65,7 @@ func TestWatch_AContainerIsWhatItsEngineSays(t *testing.T) {
 	_, h := watchOdd(t, &odd{})
 	until(t, "it is found", func() bool { return h.names() == "web" })
 	got, err := json.Marshal(h.last()[0])
-	want := `{"Name":"web","Engine":"docker","Created":7,"Labels":{"quaymaster.enable":"true"},"TooLong":false,"Shares":false,` +
+	want := `{"Name":"web","Engine":"docker","Created":1795287416931929328,"Labels":{"quaymaster.enable":"true"},"TooLong":false,"Shares":false,` +
 		`"Ports":[{"Number":80,"At":"0.0.0.0:32768"},{"Number":80,"At":"[::]:32768"},{"Number":81,"At":""}],` +
 		`"Networks":[{"Name":"far","IP":"203.0.113.7","Near":false}],"Health":"healthy"}`
 	if err != nil || string(got) != want {

@@ -34,7 +34,7 @@ const (
 type Container struct {
 	Name     string // as people call it, fit to be shown
 	Engine   string // "podman" or "docker"
-	Created  int64  // Unix time, seconds
+	Created  int64  // Unix time, nanoseconds
 	Labels   map[string]string
 	TooLong  bool      // it has more labels for routes than are kept, and Labels holds none of them
 	Shares   bool      // it has the network of this host
