@@ -28,7 +28,7 @@ var errNothing = errors.New("nothing to do now")
 
 // acts are all that may happen.
 func (c *chaos) acts() []act {
-	return []act{
+	list := []act{
 		{"reload", 30, (*chaos).reload},
 		{"edit", 14, (*chaos).edit},
 		{"broken file", 3, (*chaos).broken},
@@ -43,6 +43,10 @@ func (c *chaos) acts() []act {
 		{"upgrade that fails", 2, (*chaos).failedUpgrade},
 		{"everybody leaves", 1, (*chaos).checkLeaks},
 	}
+	if c.o.halts {
+		list = append(list, act{"machine halted in a reload", 8, (*chaos).haltInReload})
+	}
+	return list
 }
 
 // commit brings next in force: apply does, and its error is a refusal that nothing excuses.
@@ -74,6 +78,33 @@ func (c *chaos) reload() error {
 			return fmt.Errorf("quaymaster reload: %w: %s", err, out)
 		}
 		return nil
+	})
+}
+
+// haltInReload lets the machine go on for a moment only, again and again, while it reloads, so that clients gather in the
+// queues of its ports.
+func (c *chaos) haltInReload() error {
+	next := c.garden.change(c.now)
+	goes, halts := time.Duration(1+c.rng.IntN(3))*time.Millisecond, time.Duration(10+c.rng.IntN(30))*time.Millisecond
+	return c.commit(next, func() error {
+		over, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for {
+				select {
+				case <-over:
+					return
+				case <-time.After(goes):
+				}
+				_ = syscall.Kill(c.m.pid, syscall.SIGSTOP) // one that has ended is noticed by others
+				<-time.After(halts)
+				_ = syscall.Kill(c.m.pid, syscall.SIGCONT)
+			}
+		}()
+		_, err := c.m.api("POST", "/v1/reload", "", nil)
+		close(over)
+		<-ended
+		return err
 	})
 }
 

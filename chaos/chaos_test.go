@@ -67,8 +67,8 @@ func short(t *testing.T, seed uint64, only string) (*chaos, load.Tally, string) 
 	return c, tally, out.String()
 }
 
-// TestChaos_Short is `make chaos` in short: every act at least once, with clients of all kinds. Other seeds are for
-// `make chaos`.
+// TestChaos_Short is `make chaos` in short: every act at least once, with clients of all kinds, but for halts, which take
+// their time on a busy machine. Other seeds are for `make chaos`.
 func TestChaos_Short(t *testing.T) {
 	c, tally, found := short(t, 7, "")
 	if tally.Bad > 0 {

@@ -39,6 +39,7 @@ func main() {
 	flag.DurationVar(&o.patience, "patience", 5*time.Second, "how long the machine may take until it is as it must be; more on a slow host")
 	flag.StringVar(&o.only, "only", "", "names of the acts that may happen, separated by commas; all without it")
 	flag.BoolVar(&o.race, "race", false, "the program was built with the race detector")
+	flag.BoolVar(&o.halts, "halts", true, "halt the program for moments while it reloads")
 	flag.BoolVar(&keep, "keep", false, "leave configuration, journals and logs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

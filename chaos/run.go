@@ -30,6 +30,7 @@ type options struct {
 	self     string        // program that becomes a target when its first argument is "target"
 	every    time.Duration // the mean pause between two acts
 	long     time.Duration // of a long exchange
+	halts    bool          // the machine may be halted in a reload, which takes its time on a busy host
 	patience time.Duration // how long the machine may take until it is as it must be
 	only     string        // names of acts, by commas; "" = all
 	race     bool          // binary was built with the race detector: its memory says nothing
