@@ -46,7 +46,7 @@ func TestA18_AGoProjectIsThereByItsFolder(t *testing.T) {
 	}
 	p.get(at, "go "+host+" https "+at)
 	p.get(p.said(`until then: (http://\S+)`), "go my-shop.localhost")
-	p.said(`\S+/quaymaster trust --socket ` + h.sock())
+	p.said(`\S+ trust --socket ` + h.sock())
 	if port := portOf(t, at); port != 443 {
 		p.said(fmt.Sprintf(`PORT 443 CANNOT BE HAD, so the URL has a port: %s`, at))
 	}
@@ -384,8 +384,9 @@ func TestA18_AProcfileSideBySide(t *testing.T) {
 	t.Run("one that fails ends all", func(t *testing.T) {
 		t.Parallel()
 		h := newDevHome(t)
-		p := h.dev(h.project("shop", "Procfile", "web: "+strings.Join(command, " ")+"\nbad: sleep 0.5; exit 9\ndone: true\n"), env)
+		p := h.dev(h.project("shop", "Procfile", "web: "+strings.Join(command, " ")+"\nbad: while [ ! -e go ]; do sleep 0.02; done; exit 9\ndone: true\n"), env)
 		p.said("done has ended after")
+		h.project("shop", "go", "")
 		if code := p.wait(); code != 1 || !strings.Contains(p.err.String(), "bad has failed after") || !strings.Contains(p.err.String(), "exit code 9") {
 			t.Errorf("%d %s", code, p.err)
 		}
