@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 GOBIN := $(shell $(GO) env GOPATH)/bin
 
-.PHONY: build run fresh test test-deps check check-deps fuzz soak chaos bench bench-deps clean
+.PHONY: build run fresh test test-deps test-frameworks check check-deps fuzz soak chaos bench bench-deps clean
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/quaymaster ./cmd/quaymaster
