@@ -52,14 +52,8 @@ func TestA15_ContainersWithoutRoot(t *testing.T) {
 // The same with docker.
 func TestA15_ContainersOfDocker(t *testing.T) {
 	t.Parallel()
-	containerd, dockerd := tool(t, "containerd"), tool(t, "dockerd")
 	p := newPodman(t, 0) // for the place
-	socket := p.dir + "/docker.sock"
-	p.spawn(nil, containerd, "--root", p.dir+"/c", "--state", p.dir+"/cs", "--address", p.dir+"/c.sock")
-	until(t, "containerd answers", func() bool { return dials(p.dir + "/c.sock") })
-	p.spawn(nil, dockerd, "--data-root", p.dir+"/d", "--exec-root", p.dir+"/x", "--pidfile", p.dir+"/pid",
-		"-H", "unix://"+socket, "--containerd", p.dir+"/c.sock", "--storage-driver", "vfs")
-	until(t, "docker answers", func() bool { return dials(socket) })
+	socket := p.docker()
 	docker, err := engine.Open(socket, true)
 	if err != nil {
 		t.Fatal(err)

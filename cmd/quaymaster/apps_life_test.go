@@ -5,14 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -346,47 +343,17 @@ func TestA22_RequestsNeverFailOverStopAndRestart(t *testing.T) {
 			body := fmt.Sprintf("app_ports: %d-%d\n", leases, leases+3) + appSites(port, "web") + "apps:\n"
 			q := startApps(t, body+appEntry(t, "web", "serve abrupt", "ready: {http: /}", "socket: "+socket))
 			first := q.appIs("web", "ready").PID
-			stop := make(chan struct{})
-			var wg sync.WaitGroup
-			var done atomic.Int64
-			client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 8}}
-			for range 4 {
-				wg.Add(1)
-				go func() {
-					defer wg.Done()
-					for {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						req, _ := http.NewRequest("POST", fmt.Sprintf("http://127.0.0.1:%d/slow", port), io.MultiReader(strings.NewReader("some "), strings.NewReader("body")))
-						req.Host = "web.test"
-						res, err := client.Do(req)
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						text, _ := io.ReadAll(res.Body)
-						_ = res.Body.Close()
-						if res.StatusCode != 200 {
-							t.Errorf("%s %s", res.Status, text)
-							return
-						}
-						done.Add(1)
-					}
-				}()
-			}
+			done, stop := pressed(t, port, "web")
+			defer stop()
 			for range 2 {
 				if out, code := q.cli("apps", "restart", "web"); code != 0 {
 					t.Errorf("restart: %s", out)
 				}
 			}
 			q.reload(body + appEntry(t, "web", "serve abrupt anew", "ready: {http: /}", "socket: "+socket)) // the new one beside the old one, where it can be
-			before := done.Load()
-			q.until("the load goes on", func() bool { return done.Load() > before+20 })
-			close(stop)
-			wg.Wait()
+			before := done()
+			q.until("the load goes on", func() bool { return done() > before+20 })
+			stop()
 			if pid := q.appIs("web", "ready").PID; pid == first {
 				t.Error("it was not restarted")
 			}

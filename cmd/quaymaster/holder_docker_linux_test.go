@@ -17,14 +17,8 @@ import (
 // The real docker without its userland proxy holds the ports of containers itself. To stop it would stop all of them.
 func TestP05_DockerWithoutProxyIsNamedWithItsContainer(t *testing.T) {
 	t.Parallel()
-	containerd, dockerd := tool(t, "containerd"), tool(t, "dockerd")
 	p := newPodman(t, 0) // for the place
-	socket := p.dir + "/docker.sock"
-	p.spawn(nil, containerd, "--root", p.dir+"/c", "--state", p.dir+"/cs", "--address", p.dir+"/c.sock")
-	until(t, "containerd answers", func() bool { return dials(p.dir + "/c.sock") })
-	p.spawn(nil, dockerd, "--userland-proxy=false", "--data-root", p.dir+"/d", "--exec-root", p.dir+"/x", "--pidfile", p.dir+"/pid",
-		"-H", "unix://"+socket, "--containerd", p.dir+"/c.sock", "--storage-driver", "vfs")
-	until(t, "docker answers", func() bool { return dials(socket) })
+	socket := p.docker("--userland-proxy=false")
 	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}}
@@ -63,4 +57,19 @@ func TestP05_DockerWithoutProxyIsNamedWithItsContainer(t *testing.T) {
 	if row.Holder.ContainerID != made.ID || row.Holder.Helper != "dockerd" {
 		t.Errorf("%+v", row.Holder)
 	}
+}
+
+// docker runs the real docker in the place of the engine until the test ends, and returns its socket.
+func (p *podmanOf) docker(flags ...string) (socket string) {
+	p.t.Helper()
+	containerd, dockerd := tool(p.t, "containerd"), tool(p.t, "dockerd")
+	socket = p.dir + "/docker.sock"
+	p.spawn(nil, containerd, "--root", p.dir+"/c", "--state", p.dir+"/cs", "--address", p.dir+"/c.sock")
+	until(p.t, "containerd answers", func() bool { return dials(p.dir + "/c.sock") })
+	p.spawn(nil, append([]string{
+		dockerd, "--data-root", p.dir + "/d", "--exec-root", p.dir + "/x", "--pidfile", p.dir + "/pid",
+		"-H", "unix://" + socket, "--containerd", p.dir + "/c.sock", "--storage-driver", "vfs",
+	}, flags...)...)
+	until(p.t, "docker answers", func() bool { return dials(socket) })
+	return socket
 }

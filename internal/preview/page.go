@@ -36,28 +36,28 @@ const (
 // HTML appends the page as HTML.
 func (p *Page) HTML(b []byte) []byte {
 	b = append(b, `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>`...)
-	b = escape(b, p.Title)
+	b = Escape(b, p.Title)
 	b = append(append(append(b, `</title><style>`...), style...), `</style></head><body><h1>`...)
-	b = escape(b, p.Title)
+	b = Escape(b, p.Title)
 	b = append(b, "</h1><p>"...)
-	b = escape(b, p.Text)
+	b = Escape(b, p.Text)
 	b = append(b, "</p>"...)
 	if p.Reason != "" {
 		b = append(b, "<p><code>"...)
-		b = escape(b, Clean(p.Reason))
+		b = Escape(b, Clean(p.Reason))
 		b = append(b, "</code></p>"...)
 	}
 	if lines := p.lines(); len(lines) > 0 {
 		b = append(b, "<p>Its last lines:</p><pre>"...)
 		for _, l := range lines {
-			b = append(escape(b, Clean(l)), '\n')
+			b = append(Escape(b, Clean(l)), '\n')
 		}
 		b = append(b, "</pre>"...)
 	}
 	b = append(b, "<p><small>Route <code>"...)
-	b = escape(b, p.Route)
+	b = Escape(b, p.Route)
 	b = append(b, "</code> &middot; Request <code>"...)
-	b = escape(b, p.Request)
+	b = Escape(b, p.Request)
 	return append(b, "</code></small></p></body></html>\n"...)
 }
 
@@ -84,8 +84,8 @@ func (p *Page) lines() []string {
 	return p.Lines[max(0, len(p.Lines)-maxLines):]
 }
 
-// escape appends s as text of a page.
-func escape(b []byte, s string) []byte {
+// Escape appends s as text of a page in HTML.
+func Escape(b []byte, s string) []byte {
 	for _, r := range s {
 		switch r {
 		case '<':

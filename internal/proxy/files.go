@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/quaymaster/quaymaster/internal/plan"
+	"github.com/quaymaster/quaymaster/internal/preview"
 )
 
 // files serves a folder. The folder is opened anew for each request, so that one that was replaced is seen, and nothing
@@ -203,9 +204,9 @@ func (d *files) list(t *turn, f *os.File, name string) {
 		shown += name + "/"
 	}
 	b := append(p.body[:0], pageHead...)
-	b = appendHTML(b, shown)
+	b = preview.Escape(b, shown)
 	b = append(b, pageStyle...)
-	b = appendHTML(b, shown)
+	b = preview.Escape(b, shown)
 	b = append(b, "</h1><ul>"...)
 	if name != "." {
 		b = append(b, `<li><a href="../">../</a></li>`...)
@@ -219,9 +220,9 @@ func (d *files) list(t *turn, f *os.File, name string) {
 			entry += "/"
 		}
 		b = append(b, `<li><a href="`...)
-		b = appendHTML(b, (&url.URL{Path: "./" + entry}).EscapedPath())
+		b = preview.Escape(b, (&url.URL{Path: "./" + entry}).EscapedPath())
 		b = append(b, `">`...)
-		b = appendHTML(b, entry)
+		b = preview.Escape(b, entry)
 		b = append(b, "</a></li>"...)
 	}
 	p.body = append(b, "</ul></body></html>\n"...)

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/quaymaster/quaymaster/internal/preview"
 	"github.com/quaymaster/quaymaster/internal/wire"
 )
 
@@ -146,11 +147,11 @@ func (p *page) html(status int, ex *wire.Exchange) {
 	b = append(b, "</p><p><small>"...)
 	if ex.Log.Route != "" {
 		b = append(b, "Route <code>"...)
-		b = appendHTML(b, ex.Log.Route)
+		b = preview.Escape(b, ex.Log.Route)
 		b = append(b, "</code> &middot; "...)
 	}
 	b = append(b, "Request <code>"...)
-	b = appendHTML(b, string(ex.Log.ID))
+	b = preview.Escape(b, string(ex.Log.ID))
 	p.body = append(b, "</code></small></p></body></html>\n"...)
 }
 
@@ -239,27 +240,6 @@ func quality(params []byte) int {
 		return int(q * 1000)
 	}
 	return 1000
-}
-
-// appendHTML appends s as text of a page.
-func appendHTML(b []byte, s string) []byte {
-	for _, r := range s {
-		switch r {
-		case '<':
-			b = append(b, "&lt;"...)
-		case '>':
-			b = append(b, "&gt;"...)
-		case '&':
-			b = append(b, "&amp;"...)
-		case '"':
-			b = append(b, "&#34;"...)
-		case '\'':
-			b = append(b, "&#39;"...)
-		default:
-			b = utf8.AppendRune(b, r)
-		}
-	}
-	return b
 }
 
 // appendJSON appends s as the inside of a JSON string.
