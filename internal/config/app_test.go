@@ -50,6 +50,7 @@ func TestOneMistakeAboutAnAppAtATime(t *testing.T) {
 		app("port: 32150"):                                             "32150 is one of app_ports 32100-32200",
 		app("on_port_busy: take_over, socket: unix"):                   "an app with a unix socket has no port",
 		app("image: \"-x y\""):                                         "is no name of an image",
+		app("image: " + strings.Repeat("x", 513)):                      "is no name of an image",
 		app("image: x, dir: /srv"):                                     "does not see the folders of this machine",
 		app("image: x, inherit_env: true"):                             "does not get the environment of the daemon",
 		app("image: x, socket: fd"):                                    "not on a socket of ours",
