@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
+	"github.com/quaymaster/quaymaster/internal/api"
 	"github.com/quaymaster/quaymaster/internal/engine"
 )
 
@@ -26,17 +27,7 @@ func TestA15_ContainersWithoutRoot(t *testing.T) {
 	q := prepare(t, p.engine()+boxPorts+"apps:\n"+boxEntry("web", "ticks", "logs: {lines: 100000}")+boxEntry("lost", "elsewhere", "ready: {timeout: 2s}", "restart: {policy: \"no\"}")+appSites(boxPort, "web"))
 	p.runs(q)
 	a := q.appIs("web", "ready")
-	p.mustAsk(boxPort, "web.test", "/")
-	q.goesOn("web", 10)
-	p.kill9(q)
-	p.runs(q)
-	if now := q.appIs("web", "ready"); now.Container != a.Container || now.Port != a.Port {
-		t.Errorf("before %+v\nafter  %+v", a, now)
-	}
-	q.goesOn("web", q.ticks("web"))
-	if now := q.appIs("lost", "backing-off"); !strings.Contains(now.Reason, fmt.Sprintf("lost listens on 5173, not on %d: set container_port", now.Port)) {
-		t.Errorf("an app that listens elsewhere: %+v", now)
-	}
+	p.outlives(q, a)
 	p.run("rm", "-f", "-t", "0", "quaymaster-web")
 	p.replaced(q, a.Container, "its container was removed by somebody else")
 	for _, name := range []string{"web", "lost"} {
@@ -97,17 +88,7 @@ func TestA15_ContainersOfDocker(t *testing.T) {
 	if h := box.Container.HostConfig; len(h.Ulimits) != 1 || h.Ulimits[0].Soft != 512 || h.Memory != 64<<20 || h.LogConfig.Config["max-size"] != "10m" {
 		t.Errorf("%+v", h)
 	}
-	p.mustAsk(boxPort, "web.test", "/")
-	q.goesOn("web", 10)
-	p.kill9(q)
-	p.runs(q)
-	if now := q.appIs("web", "ready"); now.Container != a.Container || now.Port != a.Port {
-		t.Errorf("before %+v\nafter  %+v", a, now)
-	}
-	q.goesOn("web", q.ticks("web"))
-	if now := q.appIs("lost", "backing-off"); !strings.Contains(now.Reason, fmt.Sprintf("lost listens on 5173, not on %d: set container_port", now.Port)) {
-		t.Errorf("an app that listens elsewhere: %+v", now)
-	}
+	p.outlives(q, a)
 	hog := func() bool { _, body, _ := p.ask(boxPort, "web.test", "/hog", nil); return body == "nobody minds" }
 	if hog() {
 		t.Log("LOUD: the control groups of this machine do not bound the memory of containers")
@@ -124,5 +105,21 @@ func TestA15_ContainersOfDocker(t *testing.T) {
 	}
 	if got := all(); len(got) != 0 {
 		t.Errorf("left behind: %v", got)
+	}
+}
+
+// outlives ends the daemon and starts it again: web, which is a, goes on without a line lost, and lost is still named.
+func (p *podmanOf) outlives(q *qm, a api.App) {
+	p.t.Helper()
+	p.mustAsk(boxPort, "web.test", "/")
+	q.goesOn("web", 10)
+	p.kill9(q)
+	p.runs(q)
+	if now := q.appIs("web", "ready"); now.Container != a.Container || now.Port != a.Port {
+		p.t.Errorf("before %+v\nafter  %+v", a, now)
+	}
+	q.goesOn("web", q.ticks("web"))
+	if now := q.appIs("lost", "backing-off"); !strings.Contains(now.Reason, fmt.Sprintf("lost listens on 5173, not on %d: set container_port", now.Port)) {
+		p.t.Errorf("an app that listens elsewhere: %+v", now)
 	}
 }

@@ -222,10 +222,12 @@ func (p *Pool) away() string {
 func (p *Pool) rouse(ask *Ask, s *Stream, app string) error {
 	p.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
-	if ask.Patience > 0 {
-		ctx, cancel = context.WithTimeout(context.Background(), ask.Patience)
-	}
 	defer cancel()
+	if ask.Patience > 0 {
+		var done context.CancelFunc
+		ctx, done = context.WithTimeout(ctx, ask.Patience)
+		defer done()
+	}
 	s.mu.Lock()
 	s.cancel = cancel
 	if s.aborted {
